@@ -1,0 +1,44 @@
+// A weight matrix as the kernels want it: made once, at load, from any tensor type.
+//
+// Rows are interleaved in blocks of kRowBlock, so that a SIMD lane belongs to one row and no
+// horizontal addition is ever needed. One layout serves every instruction set.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "gguf/tensor.h"
+#include "threads/pool.h"
+
+namespace bitqwen {
+
+/// Rows of one block of the packed layout; work is split between threads in multiples of it.
+constexpr int kRowBlock = 16;
+
+class PackedMatrix {
+ public:
+  /// Packs `tensor` with all threads of `pool`. Throws Error(kUnsupported) for a type without kernels.
+  static PackedMatrix pack(const gguf::TensorView& tensor, ThreadPool& pool);
+
+  int64_t rows() const;
+  int64_t cols() const;
+  int64_t bytes() const;             // memory held
+  /// Columns that share one int8 activation scale (32, 64 or 128); 0 when the kernel multiplies
+  /// float32 activations (float weights).
+  int activation_group() const;
+  /// Writes one row as float32: the embedding look-up. out: [cols]
+  void dequantize_row(int64_t row, float* out) const;
+
+  PackedMatrix(PackedMatrix&&) noexcept;
+  PackedMatrix& operator=(PackedMatrix&&) noexcept;
+  ~PackedMatrix();
+
+  struct Layout;                     // kernels/ and weights/ only
+  const Layout& layout() const { return *layout_; }
+
+ private:
+  explicit PackedMatrix(std::unique_ptr<Layout> layout);
+  std::unique_ptr<Layout> layout_;
+};
+
+}  // namespace bitqwen
