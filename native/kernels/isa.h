@@ -9,9 +9,9 @@ namespace bitqwen {
 
 enum class Isa { kScalar, kAvx2, kAvxVnni, kAvx512, kAvx512Vnni, kNeon, kNeonDotprod, kNeonI8mm };
 
-std::string_view isa_name(Isa isa);           // "scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "neon", ...
-std::vector<Isa> built_isas();                // what this build holds
-std::vector<Isa> usable_isas();               // of those, what this CPU runs, best last
+std::string_view isa_name(Isa isa);  // "scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "neon", ...
+std::vector<Isa> built_isas();       // what this build holds
+std::vector<Isa> usable_isas();      // of those, what this CPU runs, best last
 /// The live one: BITQWEN_ISA if set (an unusable one is an Error that says why), else the best usable.
 Isa current_isa();
 /// For tests: switches the live one; throws Error(kArgument) if unusable.

@@ -28,7 +28,7 @@ class ActivationBatch {
   /// Not-a-number or infinite input is kept visible: the outputs become NaN.
   void set(int column, const float* x);
 
-  struct Layout;                     // kernels/ only
+  struct Layout;  // kernels/ only
   const Layout& layout() const { return *layout_; }
 
  private:

@@ -22,7 +22,7 @@ class PackedMatrix {
 
   int64_t rows() const;
   int64_t cols() const;
-  int64_t bytes() const;             // memory held
+  int64_t bytes() const;  // memory held
   /// Columns that share one int8 activation scale (32, 64 or 128); 0 when the kernel multiplies
   /// float32 activations (float weights).
   int activation_group() const;
@@ -33,7 +33,7 @@ class PackedMatrix {
   PackedMatrix& operator=(PackedMatrix&&) noexcept;
   ~PackedMatrix();
 
-  struct Layout;                     // kernels/ and weights/ only
+  struct Layout;  // kernels/ and weights/ only
   const Layout& layout() const { return *layout_; }
 
  private:

@@ -1,0 +1,39 @@
+// One table of function pointers for each instruction set: all that differs between CPUs.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "kernels/activations.h"
+#include "kernels/isa.h"
+#include "weights/layout.h"
+
+namespace bitqwen {
+
+struct KernelTable {
+  /// The contract of bitqwen::multiply, for one format.
+  using Multiply = void (*)(const PackedMatrix::Layout& w, const ActivationBatch::Layout& x, float* y,
+                            int64_t ldy, int64_t row_begin, int64_t row_end);
+  /// The contract of ActivationBatch::set, for integer activations.
+  using Quantize = void (*)(const float* values, ActivationBatch::Layout& x, int column);
+
+  Isa isa = Isa::kScalar;
+  int tile_columns = 1;        // columns that one pass of the kernels takes
+  int panel_rows = kRowBlock;  // rows that the matrix-matrix kernels unpack at once
+  Quantize quantize = nullptr;
+  std::array<Multiply, kFormatCount> multiply = {};
+};
+
+const KernelTable& scalar_kernels();
+const KernelTable& avx2_kernels();
+const KernelTable& avxvnni_kernels();
+const KernelTable& avx512_kernels();
+const KernelTable& avx512vnni_kernels();
+const KernelTable& neon_kernels();
+const KernelTable& neon_dotprod_kernels();
+const KernelTable& neon_i8mm_kernels();
+
+/// The table of the live instruction set; throws as current_isa() does.
+const KernelTable& current_kernels();
+
+}  // namespace bitqwen

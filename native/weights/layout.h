@@ -1,0 +1,43 @@
+// What a PackedMatrix holds, for the rooms weights/ and kernels/ only.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "weights/format.h"
+#include "weights/packed_matrix.h"
+
+namespace bitqwen {
+
+/// Page-backed memory of 64-byte alignment (huge pages where the system gives them), zeroed by the
+/// system on first touch.
+class PackedBuffer {
+ public:
+  PackedBuffer() = default;
+  /// Throws Error(kResource) when there is no memory.
+  explicit PackedBuffer(int64_t bytes);
+  ~PackedBuffer();
+  PackedBuffer(PackedBuffer&& other) noexcept;
+  PackedBuffer& operator=(PackedBuffer&& other) noexcept;
+
+  uint8_t* data() const { return data_; }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  uint8_t* data_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
+struct PackedMatrix::Layout {
+  Format format = Format::kF32;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int64_t units = 0;        // of a row block: cols / unit
+  int64_t block_bytes = 0;  // of a row block: units * unit_bytes
+  PackedBuffer buffer;      // ceil(rows / kRowBlock) row blocks
+
+  const FormatInfo& info() const { return format_info(format); }
+  const uint8_t* block(int64_t index) const { return buffer.data() + index * block_bytes; }
+};
+
+}  // namespace bitqwen

@@ -1,0 +1,148 @@
+#include "weights/packed_matrix.h"
+
+#include <algorithm>
+#include <new>
+#include <string>
+#include <utility>
+
+#include "errors.h"
+#include "weights/decode.h"
+#include "weights/layout.h"
+#include "weights/repack.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace bitqwen {
+
+#if defined(__linux__)
+namespace {
+
+constexpr int64_t kHugePage = int64_t{2} << 20;
+
+// Huge pages need their own alignment, so a large buffer is mapped with room to spare and trimmed.
+uint8_t* map_pages(int64_t bytes) {
+  const bool huge = bytes >= 2 * kHugePage;
+  const int64_t mapped = bytes + (huge ? kHugePage : 0);
+  void* raw = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (raw == MAP_FAILED) return nullptr;
+  auto* begin = static_cast<uint8_t*>(raw);
+  if (!huge) return begin;
+  const int64_t head =
+      (kHugePage - static_cast<int64_t>(reinterpret_cast<uintptr_t>(begin) % kHugePage)) % kHugePage;
+  if (head > 0) munmap(begin, head);
+  if (kHugePage - head > 0) munmap(begin + head + bytes, kHugePage - head);
+  madvise(begin + head, bytes, MADV_HUGEPAGE);  // advice: a kernel without huge pages may refuse it
+  return begin + head;
+}
+
+}  // namespace
+
+PackedBuffer::PackedBuffer(int64_t bytes) : bytes_((bytes + 4095) / 4096 * 4096) {
+  if (bytes_ == 0) return;
+  data_ = map_pages(bytes_);
+  if (!data_) {
+    throw Error(ErrorKind::kResource, "no memory for " + std::to_string(bytes_) + " bytes of packed weights",
+                "close other programs, or convert the model to fewer bits per weight");
+  }
+}
+
+PackedBuffer::~PackedBuffer() {
+  if (data_) munmap(data_, bytes_);
+}
+#else
+PackedBuffer::PackedBuffer(int64_t bytes) : bytes_((bytes + 4095) / 4096 * 4096) {
+  if (bytes_ == 0) return;
+  data_ = static_cast<uint8_t*>(::operator new(bytes_, std::align_val_t{4096}, std::nothrow));
+  if (!data_) {
+    throw Error(ErrorKind::kResource, "no memory for " + std::to_string(bytes_) + " bytes of packed weights",
+                "close other programs, or convert the model to fewer bits per weight");
+  }
+  std::fill(data_, data_ + bytes_, uint8_t{0});
+}
+
+PackedBuffer::~PackedBuffer() {
+  if (data_) ::operator delete(data_, std::align_val_t{4096});
+}
+#endif
+
+PackedBuffer::PackedBuffer(PackedBuffer&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+
+PackedBuffer& PackedBuffer::operator=(PackedBuffer&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+PackedMatrix::PackedMatrix(std::unique_ptr<Layout> layout) : layout_(std::move(layout)) {}
+PackedMatrix::PackedMatrix(PackedMatrix&&) noexcept = default;
+PackedMatrix& PackedMatrix::operator=(PackedMatrix&&) noexcept = default;
+PackedMatrix::~PackedMatrix() = default;
+
+int64_t PackedMatrix::rows() const { return layout_->rows; }
+int64_t PackedMatrix::cols() const { return layout_->cols; }
+int64_t PackedMatrix::bytes() const { return layout_->buffer.bytes(); }
+int PackedMatrix::activation_group() const { return layout_->info().group; }
+
+PackedMatrix PackedMatrix::pack(const gguf::TensorView& tensor, ThreadPool& pool) {
+  const Repacker repack = find_repacker(tensor.type);
+  if (!repack.pack_block) {
+    throw Error(ErrorKind::kUnsupported,
+                "tensor \"" + tensor.name + "\" has type " +
+                    std::string(gguf::known_type_name(static_cast<uint32_t>(tensor.type))) +
+                    ", which has no kernels",
+                "convert the model to one of the types that `bitqwen convert --list-schemes` shows");
+  }
+  const FormatInfo& info = format_info(repack.format);
+  if (tensor.rows < 1 || tensor.cols < 1 || tensor.cols % info.unit != 0 ||
+      static_cast<int64_t>(tensor.bytes.size()) != tensor.rows * tensor.row_bytes()) {
+    throw Error(ErrorKind::kFormat,
+                "tensor \"" + tensor.name + "\" has " + std::to_string(tensor.rows) + " x " +
+                    std::to_string(tensor.cols) + " values in " + std::to_string(tensor.bytes.size()) +
+                    " bytes: its type needs rows of a multiple of " + std::to_string(info.unit) + " values");
+  }
+  auto layout = std::make_unique<Layout>();
+  layout->format = repack.format;
+  layout->rows = tensor.rows;
+  layout->cols = tensor.cols;
+  layout->units = tensor.cols / info.unit;
+  layout->block_bytes = layout->units * info.unit_bytes();
+  const int64_t blocks = (tensor.rows + kRowBlock - 1) / kRowBlock;
+  layout->buffer = PackedBuffer(blocks * layout->block_bytes);
+
+  // A piece of about a huge page, so that each is touched first by one thread.
+  const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 20) / layout->block_bytes);
+  Layout& target = *layout;
+  pool.parallel_for(blocks, grain, [&](int64_t begin, int64_t end, int) {
+    for (int64_t b = begin; b < end; ++b) {
+      const int rows = static_cast<int>(std::min<int64_t>(kRowBlock, tensor.rows - b * kRowBlock));
+      repack.pack_block(tensor.row(b * kRowBlock), tensor.row_bytes(), rows, target.units,
+                        target.buffer.data() + b * target.block_bytes);
+    }
+  });
+  return PackedMatrix(std::move(layout));
+}
+
+void PackedMatrix::dequantize_row(int64_t row, float* out) const {
+  const FormatInfo& info = layout_->info();
+  const uint8_t* block = layout_->block(row / kRowBlock);
+  const int in_block = static_cast<int>(row % kRowBlock);
+  if (info.is_float()) {
+    for (int64_t c = 0; c < layout_->cols; ++c) out[c] = packed_float(info.format, block, in_block, c);
+    return;
+  }
+  for (int64_t u = 0; u < layout_->units; ++u, block += info.unit_bytes()) {
+    for (int cell = 0; cell < info.cells(); ++cell) {
+      const CellScale scale = packed_scale(info, block, in_block, cell);
+      for (int i = 0; i < info.cell; ++i) {
+        const int code = packed_code(info, block, in_block, cell * info.cell + i) - info.offset;
+        const float product = scale.scale * static_cast<float>(code);
+        *out++ = info.has_minimum() ? product - scale.minimum : product;
+      }
+    }
+  }
+}
+
+}  // namespace bitqwen

@@ -1,0 +1,22 @@
+// From a tensor's plain rows to the interleaved row blocks of weights/format.h.
+#pragma once
+
+#include <cstdint>
+
+#include "gguf/types.h"
+#include "weights/format.h"
+
+namespace bitqwen {
+
+struct Repacker {
+  Format format = Format::kF32;
+  /// Packs `rows` (1 to 16) consecutive rows of `row_bytes` each into one row block of `units` units.
+  /// Rows that are missing keep the zeros of the target.
+  void (*pack_block)(const uint8_t* source, int64_t row_bytes, int rows, int64_t units,
+                     uint8_t* block) = nullptr;
+};
+
+/// pack_block is nullptr for a type without kernels.
+Repacker find_repacker(gguf::TensorType type);
+
+}  // namespace bitqwen
