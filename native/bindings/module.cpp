@@ -25,7 +25,7 @@ void translate(const std::exception_ptr& pointer, void*) {
     std::rethrow_exception(pointer);
   } catch (const bitqwen::Error& error) {
     nb::object type = nb::module_::import_("bitqwen.errors").attr(python_class(error.kind()));
-    nb::object value = type(error.what(), nb::arg("hint") = error.hint());
+    nb::object value = type(error.what(), nb::arg("hint") = error.hint().c_str());
     PyErr_SetObject(type.ptr(), value.ptr());
   }
 }
