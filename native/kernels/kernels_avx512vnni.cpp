@@ -1,0 +1,14 @@
+#include "kernels/simd_multiply.h"
+#include "kernels/vectors_avx512.h"
+#include "kernels/x86_quantize.h"
+
+namespace bitqwen {
+namespace {
+
+constexpr KernelTable kTable = make_table(Isa::kAvx512Vnni, quantize_activations);
+
+}  // namespace
+
+const KernelTable& avx512vnni_kernels() { return kTable; }
+
+}  // namespace bitqwen

@@ -1,0 +1,17 @@
+// The dot-product instruction in its VEX encoding, for CPUs without AVX-512.
+#define BITQWEN_DPBUSD256 _mm256_dpbusd_avx_epi32
+
+#include "kernels/simd_multiply.h"
+#include "kernels/vectors_avx2.h"
+#include "kernels/x86_quantize.h"
+
+namespace bitqwen {
+namespace {
+
+constexpr KernelTable kTable = make_table(Isa::kAvxVnni, quantize_activations);
+
+}  // namespace
+
+const KernelTable& avxvnni_kernels() { return kTable; }
+
+}  // namespace bitqwen

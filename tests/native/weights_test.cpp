@@ -1,0 +1,102 @@
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+
+#include "errors.h"
+#include "kernels_support.h"
+#include "threads/pool.h"
+#include "weights/layout.h"
+#include "weights/packed_matrix.h"
+
+using namespace bitqwen;
+using namespace bitqwen::testing;
+
+TEST_CASE("rows read back are the values that the tensor's bytes mean, to the last bit") {
+  Random random(1);
+  ThreadPool pool(2);
+  for (const gguf::TensorType type : kAllTypes) {
+    CAPTURE(std::string(gguf::type_info(type).name));
+    const int64_t block = gguf::type_info(type).block_size;
+    for (const int64_t rows : {1, 15, 16, 17, 50}) {
+      const int64_t cols = block == 1 ? 77 : block * 3;
+      const Tensor tensor = random_tensor(type, rows, cols, random);
+      const PackedMatrix w = PackedMatrix::pack(tensor.view, pool);
+      CHECK(w.rows() == rows);
+      CHECK(w.cols() == cols);
+      const std::vector<float> expected = tensor.values();
+      std::vector<float> read(rows * cols);
+      for (int64_t r = 0; r < rows; ++r) w.dequantize_row(r, read.data() + r * cols);
+      for (size_t i = 0; i < read.size(); ++i) REQUIRE(read[i] == expected[i]);
+    }
+  }
+}
+
+TEST_CASE("packed weights take the file's bytes") {
+  Random random(2);
+  ThreadPool pool(1);
+  for (const gguf::TensorType type : kAllTypes) {
+    CAPTURE(std::string(gguf::type_info(type).name));
+    const Tensor tensor = random_tensor(type, 160, 1024, random);
+    const PackedMatrix w = PackedMatrix::pack(tensor.view, pool);
+    const auto file_bytes = static_cast<int64_t>(tensor.bytes.size());
+    const int64_t packed = w.layout().block_bytes * 10;
+    if (type == gguf::TensorType::kTQ1_0) {
+      CHECK(packed == 160 * 1024 / 256 * 66);  // five trits a byte become four two-bit codes
+    } else {
+      CHECK(packed == file_bytes);
+    }
+    CHECK(w.bytes() >= packed);
+    CHECK(w.bytes() < packed + 4096);
+    CHECK(reinterpret_cast<uintptr_t>(w.layout().buffer.data()) % 64 == 0);
+  }
+}
+
+TEST_CASE("the thread count changes nothing in the packed bytes") {
+  Random random(3);
+  ThreadPool one(1), three(3);
+  const Tensor tensor = random_tensor(gguf::TensorType::kQ6_K, 4000, 512, random);
+  const PackedMatrix a = PackedMatrix::pack(tensor.view, one);
+  const PackedMatrix b = PackedMatrix::pack(tensor.view, three);
+  REQUIRE(a.bytes() == b.bytes());
+  CHECK(std::memcmp(a.layout().buffer.data(), b.layout().buffer.data(), a.bytes()) == 0);
+}
+
+TEST_CASE("half precision: every bit pattern converts as the format defines") {
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const Tensor tensor = [&] {
+      Tensor t;
+      t.bytes = {static_cast<uint8_t>(bits), static_cast<uint8_t>(bits >> 8)};
+      t.view = {.name = "h", .type = gguf::TensorType::kF16, .rows = 1, .cols = 1, .bytes = t.bytes};
+      return t;
+    }();
+    static ThreadPool pool(1);
+    const PackedMatrix w = PackedMatrix::pack(tensor.view, pool);
+    float value;
+    w.dequantize_row(0, &value);
+    const int exponent = static_cast<int>(bits >> 10 & 31);
+    const auto mantissa = static_cast<float>(bits & 0x3ff);
+    float expected = exponent == 0 ? mantissa * 0x1p-24f : std::ldexp(1.0f + mantissa / 1024, exponent - 15);
+    if (bits & 0x8000) expected = -expected;
+    if (exponent == 31) {
+      REQUIRE((mantissa == 0 ? std::isinf(value) : std::isnan(value)));
+      REQUIRE(std::signbit(value) == ((bits & 0x8000) != 0));
+    } else {
+      REQUIRE(value == expected);
+    }
+  }
+}
+
+TEST_CASE("shapes that the type cannot hold are refused") {
+  Random random(4);
+  ThreadPool pool(1);
+  Tensor tensor = random_tensor(gguf::TensorType::kQ4_K, 4, 512, random);
+  tensor.view.cols = 500;
+  CHECK_THROWS_AS(PackedMatrix::pack(tensor.view, pool), Error);
+  tensor.view.cols = 512;
+  tensor.view.rows = 5;  // more rows than bytes
+  CHECK_THROWS_AS(PackedMatrix::pack(tensor.view, pool), Error);
+  tensor.view.rows = 0;
+  CHECK_THROWS_AS(PackedMatrix::pack(tensor.view, pool), Error);
+  tensor.view.rows = 4;
+  tensor.view.type = static_cast<gguf::TensorType>(99);
+  CHECK_THROWS_AS(PackedMatrix::pack(tensor.view, pool), Error);
+}
