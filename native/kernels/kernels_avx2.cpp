@@ -1,5 +1,5 @@
+#define BITQWEN_VECTORS "kernels/vectors_avx2.h"
 #include "kernels/simd_multiply.h"
-#include "kernels/vectors_avx2.h"
 #include "kernels/x86_quantize.h"
 
 namespace bitqwen {

@@ -1,8 +1,7 @@
 // The dot-product instruction in its VEX encoding, for CPUs without AVX-512.
 #define BITQWEN_DPBUSD256 _mm256_dpbusd_avx_epi32
-
+#define BITQWEN_VECTORS "kernels/vectors_avx2.h"
 #include "kernels/simd_multiply.h"
-#include "kernels/vectors_avx2.h"
 #include "kernels/x86_quantize.h"
 
 namespace bitqwen {

@@ -1,6 +1,6 @@
-// The matrix products, written once over a set of vectors `V` that each instruction set's file defines
-// before it includes this header. All names are local to that file: nothing compiled with an
-// instruction set's flags may be shared with code that runs on every CPU.
+// The matrix products, written once over a set of vectors `V` of the header
+// that each instruction set's file names in BITQWEN_VECTORS. All names are local to that file: nothing
+// compiled with an instruction set's flags may be shared with code that runs on every CPU.
 //
 // V offers, for 16 rows at a time:
 //   Bytes    4 codes of each row          load, store, field, with_field
@@ -19,6 +19,7 @@
 #include "kernels/simd_inline.h"
 #include "kernels/table.h"
 #include "weights/layout.h"
+#include BITQWEN_VECTORS
 
 namespace bitqwen {
 namespace {
