@@ -1,1 +1,1 @@
-"""From text to tokens and back: tokenizer, chat template, sampling, stop strings, and the model that ties them."""
+"""From text to tokens and back: tokenizer, chat template, sampling, stop strings, and the model over them."""

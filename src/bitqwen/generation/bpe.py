@@ -101,7 +101,7 @@ def from_json(text: str, source: str) -> tuple[tokenizers.Tokenizer, list[dict[s
     for token in added:
         if token.get("special") and any(token.get(flag) for flag in ("lstrip", "rstrip", "single_word")):
             raise UnsupportedModelError(
-                f"{source}: control token {token['content']!r} takes in the text around it (lstrip, rstrip or "
+                f"{source}: control token {token['content']!r} takes in the text around it (lstrip, rstrip, "
                 "single_word); this version runs control tokens that stand for themselves."
             )
     backend.encode_special_tokens = True  # a control token's name in a text is text

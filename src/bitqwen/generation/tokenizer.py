@@ -186,7 +186,7 @@ class Tokenizer:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Every id that ends a generation: end of turn, end of document, and what the model's config lists."""
+        """Every id that ends a generation: end of turn, of document, and what the model's config lists."""
         return self.special.stop
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
