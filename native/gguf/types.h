@@ -27,9 +27,9 @@ enum class TensorType : uint32_t {
 
 struct TypeInfo {
   TensorType type;
-  std::string_view name;   // as in the GGUF specification: "Q4_K"
-  uint32_t block_size;     // values in a block
-  uint32_t block_bytes;    // bytes of a block
+  std::string_view name;  // as in the GGUF specification: "Q4_K"
+  uint32_t block_size;    // values in a block
+  uint32_t block_bytes;   // bytes of a block
 };
 
 /// The type's layout, or nullptr for an id that this build does not read.

@@ -3,12 +3,12 @@
 // compiled with an instruction set's flags may be shared with code that runs on every CPU.
 //
 // V offers, for 16 rows at a time:
-//   Bytes    4 codes of each row          load, store, field, with_field
+//   Bytes    4 codes of each row          load, store, field, field_in_place, with_field
 //   Floats   one float of each row        zero, load, store, broadcast, from_half, from_bfloat16, from_u8,
 //                                         from_s8, add_constant, negate, mul, fma
 //   Quad     4 activations for all rows   quad
-//   Dot<b>   sums of codes of b bits      start, start_offset, add<step>, value
-//   kTileColumns, kPanelBlocks, kUsesBits
+//   Dot<b>   sums of codes of b bits      start, start_offset, start_scaled_offset, add<step>, add_shifted, value
+//   kTileColumns, kPanelBlocks, kFewColumns, kUsesBits, kSumsInPlace
 #pragma once
 
 #include <cstdint>
@@ -25,9 +25,9 @@ namespace bitqwen {
 namespace {
 
 constexpr int kSteps = kChunk / 4;    // of one chunk; a step is 4 columns
-constexpr int kStreams = 4;           // row blocks read side by side: memory likes several streams
-constexpr int kPrefetchBytes = 2048;  // ahead in each stream
-constexpr int kVisitColumns = 256;    // of one row block before the next stream's turn
+// Ahead in the one stream that a row block is. On the machines tried (Zen 4), one stream with this
+// distance reads at the memory's speed; several streams side by side do worse.
+constexpr int kPrefetchBytes = 4096;
 constexpr int kPanelColumns = 512;    // of an unpacked panel: with its scales it stays in L1
 constexpr int kBatchColumns = 384;    // activation columns that pass over one panel
 
@@ -58,11 +58,25 @@ BITQWEN_INLINE TileView tile_view(const ActivationBatch::Layout& x, int begin, i
           (kHalves ? x.half_offsets : x.offsets) + cell_at};
 }
 
-/// The codes of step kStep of a chunk: 4 columns of 16 rows.
-template <Format kFormat, int kStep>
+// Codes of 2 and 4 bits may be multiplied where they lie in the byte, without a shift, if every place
+// has sums of its own: those of place p come out 2^(bits * p) times too large, exactly.
+template <Format kFormat, int kColumns>
+constexpr int places() {
+  constexpr FormatInfo kInfo = format_info(kFormat);
+  constexpr int kCount = 8 / kInfo.low_bits;
+  constexpr bool kEnoughRegisters = kCount * kColumns <= 12;
+  return V::kSumsInPlace && kInfo.high_bits == 0 && kEnoughRegisters ? kCount : 1;
+}
+
+/// The codes of step kStep of a chunk (4 columns of 16 rows), at bit 0 or in place.
+template <Format kFormat, int kStep, bool kInPlace = false>
 BITQWEN_INLINE V::Bytes step_codes(const uint8_t* chunk) {
   constexpr FormatInfo kInfo = format_info(kFormat);
   constexpr int kLowPerVector = 8 / kInfo.low_bits;
+  if constexpr (kInPlace) {
+    return V::template field_in_place<kInfo.low_bits, kStep % kLowPerVector * kInfo.low_bits>(
+        V::load(chunk + 64 * (kStep / kLowPerVector)));
+  }
   V::Bytes codes = V::template field<kInfo.low_bits, kStep % kLowPerVector * kInfo.low_bits>(
       V::load(chunk + 64 * (kStep / kLowPerVector)));
   if constexpr (kInfo.high_bits > 0) {
@@ -132,6 +146,7 @@ BITQWEN_INLINE void add_unit(const uint8_t* unit, const TileView& x, V::Floats (
   constexpr FormatInfo kInfo = format_info(kFormat);
   constexpr int kChunksPerCell = kInfo.cell / kChunk > 0 ? kInfo.cell / kChunk : 1;
   constexpr int kStepsPerCell = kInfo.cell < kChunk ? kInfo.cell / 4 : kSteps;  // within one chunk
+  constexpr int kPlaces = places<kFormat, kColumns>();
   constexpr int kPairs = kInfo.cell < kChunk ? kChunk / kInfo.cell : 1;         // cells within one chunk
   using Dot = V::template Dot<kInfo.bits()>;
   const UnitScales<kFormat> scales(unit);
@@ -142,13 +157,13 @@ BITQWEN_INLINE void add_unit(const uint8_t* unit, const TileView& x, V::Floats (
     unrolled<kPairs>([&](auto pair) BITQWEN_INLINE_LAMBDA {
       constexpr int kPair = decltype(pair)::value;
       const int cell = g * kPairs + kPair;
-      Dot dot[kColumns];
+      Dot dot[kColumns][kPlaces];
       BITQWEN_UNROLL
       for (int c = 0; c < kColumns; ++c) {
+        BITQWEN_UNROLL
+        for (int p = 0; p < kPlaces; ++p) dot[c][p].start();
         if constexpr (kInfo.offset != 0) {
-          dot[c].template start_offset<kInfo.offset>(x.offsets + cell * kColumns + c);
-        } else {
-          dot[c].start();
+          dot[c][0].template start_offset<kInfo.offset>(x.offsets + cell * kColumns + c);
         }
       }
       for (int part = 0; part < kChunksPerCell; ++part) {
@@ -157,16 +172,24 @@ BITQWEN_INLINE void add_unit(const uint8_t* unit, const TileView& x, V::Floats (
         }
         unrolled<kStepsPerCell>([&](auto index) BITQWEN_INLINE_LAMBDA {
           constexpr int kStep = kPair * kStepsPerCell + decltype(index)::value;
-          const V::Bytes w = step_codes<kFormat, kStep>(chunk);
+          constexpr int kPlace = kStep % kPlaces;
+          const V::Bytes w = step_codes<kFormat, kStep, kPlaces != 1>(chunk);
           BITQWEN_UNROLL
           for (int c = 0; c < kColumns; ++c) {
-            dot[c].template add<decltype(index)::value>(w, V::quad(codes + 4 * (kStep * kColumns + c)));
+            dot[c][kPlace].template add<decltype(index)::value>(w, V::quad(codes + 4 * (kStep * kColumns + c)));
           }
         });
         if constexpr (kPair == kPairs - 1) {
           chunk += kInfo.chunk_bytes();
           codes += kChunk * kColumns;
         }
+      }
+      BITQWEN_UNROLL
+      for (int c = 0; c < kColumns; ++c) {
+        unrolled<kPlaces - 1>([&](auto index) BITQWEN_INLINE_LAMBDA {
+          constexpr int kPlace = decltype(index)::value + 1;
+          dot[c][0].template add_shifted<kPlace * kInfo.low_bits>(dot[c][kPlace]);
+        });
       }
       const V::Floats scale = scales.scale(cell);
       V::Floats minus_minimum;
@@ -176,9 +199,9 @@ BITQWEN_INLINE void add_unit(const uint8_t* unit, const TileView& x, V::Floats (
         if constexpr (kInfo.has_minimum()) {
           const V::Floats sum = V::broadcast(x.sums + cell * kColumns + c);
           t[c] = kPair == 0 ? V::mul(minus_minimum, sum) : V::fma(minus_minimum, sum, t[c]);
-          t[c] = V::fma(dot[c].value(), scale, t[c]);
+          t[c] = V::fma(dot[c][0].value(), scale, t[c]);
         } else {
-          t[c] = kPair == 0 ? V::mul(dot[c].value(), scale) : V::fma(dot[c].value(), scale, t[c]);
+          t[c] = kPair == 0 ? V::mul(dot[c][0].value(), scale) : V::fma(dot[c][0].value(), scale, t[c]);
         }
       }
     });
@@ -198,51 +221,19 @@ BITQWEN_INLINE void store_rows(V::Floats sums, float* y, int64_t rows) {
   for (int r = 0; r < rows; ++r) y[r] = all[r];
 }
 
-// Calls visit(stream, block) so that the row blocks [begin, end) are read as kStreams streams.
-struct Streams {
-  int64_t begin, end;
-  int count;
-  Streams(int64_t first, int64_t last)
-      : begin(first), end(last), count(last - first < kStreams ? static_cast<int>(last - first) : kStreams) {}
-  int64_t start(int stream) const { return begin + (end - begin) * stream / count; }
-  int64_t rounds() const { return (end - begin + count - 1) / count; }
-};
-
 /// Row blocks straight from packed memory, for one tile of kColumns columns.
 template <Format kFormat, int kColumns>
-void multiply_tile(const PackedMatrix::Layout& w, const ActivationBatch::Layout& x, int tile, float* y,
-                   int64_t ldy, int64_t row_begin, int64_t row_end) {
+void multiply_tile(const PackedMatrix::Layout& w, const ActivationBatch::Layout& x, int tile, float* y, int64_t ldy,
+                   int64_t row_begin, int64_t row_end) {
   constexpr FormatInfo kInfo = format_info(kFormat);
-  constexpr int kUnits = kVisitColumns / kInfo.unit;
-  const Streams streams(row_begin / kRowBlock, (row_end + kRowBlock - 1) / kRowBlock);
-  for (int64_t round = 0; round < streams.rounds(); ++round) {
-    V::Floats sums[kStreams][kColumns];
-    const uint8_t* units[kStreams];
-    int active[kStreams];
-    int count = 0;
-    for (int s = 0; s < streams.count; ++s) {
-      if (streams.start(s) + round >= streams.start(s + 1)) continue;
-      units[count] = w.block(streams.start(s) + round);
-      for (int c = 0; c < kColumns; ++c) sums[count][c] = V::zero();
-      active[count++] = s;
+  for (int64_t row = row_begin; row < row_end; row += kRowBlock) {
+    const uint8_t* unit = w.block(row / kRowBlock);
+    V::Floats sums[kColumns];
+    for (int c = 0; c < kColumns; ++c) sums[c] = V::zero();
+    for (int64_t u = 0; u < w.units; ++u, unit += kInfo.unit_bytes()) {
+      add_unit<kFormat, kColumns>(unit, tile_view<kFormat>(x, tile, kColumns, u * kInfo.unit), sums);
     }
-    for (int64_t unit = 0; unit < w.units; unit += kUnits) {
-      const int units_here = w.units - unit < kUnits ? static_cast<int>(w.units - unit) : kUnits;
-      for (int s = 0; s < count; ++s) {
-        V::Floats now[kColumns];
-        for (int c = 0; c < kColumns; ++c) now[c] = sums[s][c];
-        for (int u = 0; u < units_here; ++u) {
-          add_unit<kFormat, kColumns>(units[s],
-                                      tile_view<kFormat>(x, tile, kColumns, (unit + u) * kInfo.unit), now);
-          units[s] += kInfo.unit_bytes();
-        }
-        for (int c = 0; c < kColumns; ++c) sums[s][c] = now[c];
-      }
-    }
-    for (int s = 0; s < count; ++s) {
-      const int64_t row = (streams.start(active[s]) + round) * kRowBlock;
-      for (int c = 0; c < kColumns; ++c) store_rows(sums[s][c], y + (tile + c) * ldy + row, row_end - row);
-    }
+    for (int c = 0; c < kColumns; ++c) store_rows(sums[c], y + (tile + c) * ldy + row, row_end - row);
   }
 }
 

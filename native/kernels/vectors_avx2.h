@@ -41,6 +41,10 @@ struct Dot256 {
     sums[0] = BITQWEN_DPBUSD256(sums[0], codes.v[0], x);
     sums[1] = BITQWEN_DPBUSD256(sums[1], codes.v[1], x);
   }
+  template <int kShift>
+  BITQWEN_INLINE void add_shifted(const Dot256& other) {
+    for (int i = 0; i < 2; ++i) sums[i] = _mm256_add_epi32(sums[i], _mm256_srai_epi32(other.sums[i], kShift));
+  }
   BITQWEN_INLINE Floats256 value() const { return floats_from_ints(sums[0], sums[1]); }
 };
 #else
@@ -108,11 +112,13 @@ struct V {
   using Dot = Dot256<kBits>;
   static constexpr int kTileColumns = 4;
   static constexpr int kPanelBlocks = 1;
-  static constexpr int kFewColumns = 8;
+  static constexpr int kFewColumns = KFEW;
 #if defined(BITQWEN_DPBUSD256)
   static constexpr bool kUsesBits = false;
+  static constexpr bool kSumsInPlace = true;
 #else
   static constexpr bool kUsesBits = true;
+  static constexpr bool kSumsInPlace = false;
 #endif
 
   BITQWEN_V Bytes load(const uint8_t* p) {
@@ -134,6 +140,13 @@ struct V {
       if constexpr (kBits != 8)
         v = _mm256_and_si256(v, _mm256_set1_epi8(static_cast<char>((1 << kBits) - 1)));
     }
+    return a;
+  }
+  /// The same bits, left where they are.
+  template <int kBits, int kFrom>
+  BITQWEN_V Bytes field_in_place(Bytes a) {
+    const __m256i mask = _mm256_set1_epi8(static_cast<char>(((1 << kBits) - 1) << kFrom));
+    for (__m256i& v : a.v) v = _mm256_and_si256(v, mask);
     return a;
   }
   /// low, and the same field of `a` moved to bit kTo.

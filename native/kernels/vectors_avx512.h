@@ -28,6 +28,10 @@ struct Dot512 {
   BITQWEN_INLINE void add(__m512i codes, __m512i x) {
     sums = _mm512_dpbusd_epi32(sums, codes, x);
   }
+  template <int kShift>
+  BITQWEN_INLINE void add_shifted(const Dot512& other) {
+    sums = _mm512_add_epi32(sums, _mm512_srai_epi32(other.sums, kShift));
+  }
   BITQWEN_INLINE __m512 value() const { return _mm512_cvtepi32_ps(sums); }
 };
 #else
@@ -88,11 +92,13 @@ struct V {
   using Quad = __m512i;
   static constexpr int kTileColumns = 6;
   static constexpr int kPanelBlocks = 2;
-  static constexpr int kFewColumns = 8;
+  static constexpr int kFewColumns = KFEW;
 #if defined(__AVX512VNNI__)
   static constexpr bool kUsesBits = false;
+  static constexpr bool kSumsInPlace = true;
 #else
   static constexpr bool kUsesBits = true;
+  static constexpr bool kSumsInPlace = false;
 #endif
 
   BITQWEN_V Bytes load(const uint8_t* p) { return _mm512_loadu_si512(p); }
@@ -104,6 +110,11 @@ struct V {
   BITQWEN_V Bytes field(Bytes v) {
     if constexpr (kFrom != 0) v = _mm512_srli_epi16(v, kFrom);
     return kBits == 8 ? v : _mm512_and_si512(v, _mm512_set1_epi8(static_cast<char>((1 << kBits) - 1)));
+  }
+  /// The same bits, left where they are.
+  template <int kBits, int kFrom>
+  BITQWEN_V Bytes field_in_place(Bytes v) {
+    return _mm512_and_si512(v, _mm512_set1_epi8(static_cast<char>(((1 << kBits) - 1) << kFrom)));
   }
   /// low, and the same field of `v` moved to bit kTo.
   template <int kBits, int kFrom, int kTo>

@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "weights/format.h"
-#include "weights/half.h"
+#include "half.h"
 
 namespace bitqwen {
 

@@ -1,0 +1,73 @@
+// A GGUF file, mapped read-only. Nothing of it is believed before it is checked: every count, length,
+// offset and product of dimensions is compared with the file's size first.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "gguf/tensor.h"
+#include "gguf/value.h"
+
+namespace bitqwen::gguf {
+
+/// A tensor as the header describes it; its type may be one that this build does not read.
+struct TensorInfo {
+  std::string_view name;
+  uint32_t type_id = 0;
+  std::vector<int64_t> dimensions;  // innermost first, as in the file: 1 to 4
+  uint64_t offset = 0;              // from the file's beginning
+  uint64_t bytes = 0;               // 0 when the type is unknown
+};
+
+class File {
+ public:
+  /// Maps and checks the header. Throws Error(kFile) when the file cannot be read, Error(kFormat) when
+  /// it is not what GGUF says, Error(kUnsupported) for a version this build does not read.
+  explicit File(const std::string& path);
+  ~File();
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+
+  const std::string& path() const { return path_; }
+  uint64_t size() const { return size_; }
+  uint32_t version() const { return version_; }
+  uint64_t alignment() const { return alignment_; }
+  uint64_t data_offset() const { return data_offset_; }
+
+  /// Keys and values in the file's order.
+  const std::vector<std::pair<std::string_view, Value>>& metadata() const { return metadata_; }
+  /// The value of a key, or nullptr.
+  const Value* find(std::string_view key) const;
+  const std::vector<TensorInfo>& tensors() const { return tensors_; }
+  /// The tensor of that name, or nullptr.
+  const TensorInfo* find_tensor(std::string_view name) const;
+  /// The tensor's bytes. Throws Error(kUnsupported) when its type is not one this build reads.
+  TensorView view(const TensorInfo& tensor) const;
+
+  /// Throws Error(kFile) when the file has another size or modification time than when it was opened.
+  void check_unchanged() const;
+  /// Tells the system that these bytes will not be needed again soon.
+  void release(const TensorView& tensor) const;
+
+ private:
+  void read_header();
+
+  std::string path_;
+  int descriptor_ = -1;
+  const uint8_t* data_ = nullptr;
+  uint64_t size_ = 0;
+  int64_t modified_ns_ = 0;
+  uint32_t version_ = 0;
+  uint64_t alignment_ = 32;
+  uint64_t data_offset_ = 0;
+  std::vector<std::pair<std::string_view, Value>> metadata_;
+  std::unordered_map<std::string_view, size_t> keys_;
+  std::vector<TensorInfo> tensors_;
+  std::unordered_map<std::string_view, size_t> names_;
+};
+
+}  // namespace bitqwen::gguf

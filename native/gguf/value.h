@@ -1,0 +1,50 @@
+// One metadata value, still inside the mapped file: nothing is copied until it is asked for.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace bitqwen::gguf {
+
+enum class ValueType : uint32_t {
+  kUint8 = 0,
+  kInt8 = 1,
+  kUint16 = 2,
+  kInt16 = 3,
+  kUint32 = 4,
+  kInt32 = 5,
+  kFloat32 = 6,
+  kBool = 7,
+  kString = 8,
+  kArray = 9,
+  kUint64 = 10,
+  kInt64 = 11,
+  kFloat64 = 12,
+};
+
+/// Bytes of one value of a fixed-size type; 0 for strings, arrays and unknown ids.
+int value_bytes(ValueType type);
+
+struct Value {
+  ValueType type = ValueType::kUint8;
+  ValueType element = ValueType::kUint8;  // of an array
+  uint64_t count = 1;                     // elements of an array
+  std::span<const uint8_t> bytes;         // the value, or the array's elements, as they lie in the file
+
+  bool is_number() const;
+  bool is_integer() const;
+  /// Each throws Error(kFormat) when the value is of another kind or out of the result's range.
+  int64_t as_integer() const;
+  double as_float() const;
+  bool as_bool() const;
+  std::string_view as_string() const;
+  /// The elements of an array of strings, as views into the file.
+  std::vector<std::string_view> as_strings() const;
+  /// Element `index` of an array of numbers, as a value of its own.
+  Value at(uint64_t index) const;
+};
+
+}  // namespace bitqwen::gguf
