@@ -67,21 +67,21 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         _check_real("temperature", self.temperature, 0, 100)
-        _check_integer("top_k", self.top_k, 0, (1 << 31) - 1)
+        check_integer("top_k", self.top_k, 0, (1 << 31) - 1)
         _check_real("top_p", self.top_p, 0, 1, above=True)
         _check_real("min_p", self.min_p, 0, 1)
         _check_real("repetition_penalty", self.repetition_penalty, 0, 10, above=True)
         _check_real("presence_penalty", self.presence_penalty, -10, 10)
         _check_real("frequency_penalty", self.frequency_penalty, -10, 10)
-        _check_integer("penalty_window", self.penalty_window, 0, (1 << 31) - 1)
+        check_integer("penalty_window", self.penalty_window, 0, (1 << 31) - 1)
         if self.seed is not None:
-            _check_integer("seed", self.seed, 0, _MAX_SEED)
+            check_integer("seed", self.seed, 0, _MAX_SEED)
         if not isinstance(self.logit_bias, Mapping):
             raise UsageError(
                 f"logit_bias is {self.logit_bias!r}; allowed: a mapping from token id to number."
             )
         for token, bias in self.logit_bias.items():
-            _check_integer("A token id in logit_bias", token, 0, (1 << 31) - 1)
+            check_integer("A token id in logit_bias", token, 0, (1 << 31) - 1)
             if bias != -math.inf:
                 _check_real(f"logit_bias of token {token}", bias, -1000, 1000, also=" or -inf")
 
@@ -168,7 +168,8 @@ def _check_real(
         raise UsageError(f"{name} is {value!r}; allowed: {allowed}.")
 
 
-def _check_integer(name: str, value: Any, low: int, high: int) -> None:
+def check_integer(name: str, value: Any, low: int, high: int) -> None:
+    """Raises a UsageError that names the range unless ``value`` is a whole number within it."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise UsageError(f"{name} is {value!r}; allowed: a whole number, {low} to {high}.")
     if not low <= int(value) <= high:

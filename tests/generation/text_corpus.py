@@ -1,0 +1,63 @@
+"""Strings that tokenizers get wrong: odd Unicode, code, white space, contractions, control tokens' names."""
+
+from __future__ import annotations
+
+import difflib
+import email.message
+import inspect
+import json.decoder
+import random
+import textwrap
+
+CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_prefix|>"]
+USER_DEFINED = ["<tool_call>", "</tool_call>"]
+
+WORDS = (
+    "the The I'm we'LL DON'T it's naïve café Straße ﬁ Ǆ \u017f İ 123 4567 3.14 ١٢٣ ④ Ⅷ ½ 日本語 中文字 한국어 "
+    "ไทย हिन्दी العربية עברית 🎉 👩\u200d👩\u200d👧 🇩🇪 é e\u0301 Å \u212b ﷺ <|im_end|> <|endoftext|> <tool_call> "
+    "</tool_call> <| |> \u200b \u00ad \ufeff \u2028 \x00 \x7f \x1b[0m != == -> :: // /* */ {} ;;"
+).split(" ")  # noqa: SIM905 - a list literal would be a page long
+SPACES = [
+    " ",
+    "  ",
+    "   ",
+    "\n",
+    "\r\n",
+    "\n\n",
+    "\t",
+    " \n",
+    "\n ",
+    "\u00a0",
+    "\u3000",
+    "\u2003",
+    "\x0b",
+    "\x85",
+    "",
+]
+
+
+def strings(count: int, seed: int = 0) -> list[str]:
+    """The same ``count`` strings for the same seed."""
+    draw = random.Random(seed)
+    modules = (json.decoder, textwrap, email.message, difflib)
+    code = [line for module in modules for line in inspect.getsource(module).splitlines(keepends=True)]
+
+    def character() -> str:
+        while True:
+            point = draw.randrange(draw.choice((0x80, 0x800, 0x10000, 0x110000)))
+            if not 0xD800 <= point < 0xE000:
+                return chr(point)
+
+    def one() -> str:
+        match draw.randrange(4):
+            case 0:
+                return "".join(character() for _ in range(draw.randrange(40)))
+            case 1:
+                return "".join(draw.choice(WORDS) + draw.choice(SPACES) for _ in range(draw.randrange(20)))
+            case 2:
+                start = draw.randrange(len(code))
+                return "".join(code[start : start + draw.randrange(1, 8)])
+            case _:
+                return "".join(draw.choice([*SPACES, *WORDS, character()]) for _ in range(draw.randrange(30)))
+
+    return [one() for _ in range(count)]
