@@ -1,6 +1,7 @@
 // GgufFile: the native reader; dequantize: tensor bytes to float32.
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
 
 #include "bindings/bindings.h"

@@ -138,7 +138,7 @@ class GGUFWriter:
             needed = self.nbytes
             if needed + _SPARE_BYTES > free:
                 raise ResourceError(
-                    f"{self.path} needs {needed / 1e9:.2f} GB; {self.path.parent} has {free / 1e9:.2f} GB free",
+                    f"{self.path} needs {needed / 1e9:.2f} GB; its disk has {free / 1e9:.2f} GB free",
                     hint="Free some space or write to another disk.",
                 )
             descriptor, name = tempfile.mkstemp(
