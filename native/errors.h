@@ -13,6 +13,7 @@ enum class ErrorKind {
   kFormat,       // the bytes are not what the format says
   kUnsupported,  // well-formed, but an architecture or type that this build does not run
   kResource,     // too little memory
+  kContext,      // more positions than the context has
   kInterrupted,  // the caller asked to stop
 };
 

@@ -15,6 +15,7 @@ const char* python_class(bitqwen::ErrorKind kind) {
     case bitqwen::ErrorKind::kFormat: return "ModelFileError";
     case bitqwen::ErrorKind::kUnsupported: return "UnsupportedModelError";
     case bitqwen::ErrorKind::kResource: return "ResourceError";
+    case bitqwen::ErrorKind::kContext: return "ContextLengthError";
     case bitqwen::ErrorKind::kInterrupted: return "Interrupted";
   }
   return "BitqwenError";

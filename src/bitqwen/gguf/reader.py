@@ -72,6 +72,11 @@ class GGUFFile:
             self.tensors[name] = TensorInfo(name, tensor_type, shape, offset, nbytes)
 
     @property
+    def native(self) -> _native.GgufFile:
+        """The native reader, for the engine."""
+        return self._file
+
+    @property
     def nbytes(self) -> int:
         """The file's size in bytes."""
         return int(self._file.size)

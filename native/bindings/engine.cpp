@@ -1,0 +1,152 @@
+// Model: the native engine. Python's engine/ wraps it in sessions and batches.
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <chrono>
+#include <mutex>
+
+#include "bindings/bindings.h"
+#include "errors.h"
+#include "gguf/reader.h"
+#include "kernels/isa.h"
+#include "model/memory.h"
+#include "model/model.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace bitqwen {
+namespace {
+
+constexpr auto kSignalInterval = std::chrono::milliseconds(50);
+
+// One call at a time: sessions of one model share its scratch memory and threads.
+class LockedModel {
+ public:
+  LockedModel(const gguf::File& file, const ModelOptions& options) : model_(file, options) {}
+
+  template <class Body>
+  auto with(Body&& body) {
+    std::lock_guard lock(mutex_);
+    return body(model_);
+  }
+  const Model& model() const { return model_; }
+
+ private:
+  std::mutex mutex_;
+  Model model_;
+};
+
+KvType kv_type(const std::string& name) {
+  if (name == "f16") return KvType::kF16;
+  if (name == "int8") return KvType::kInt8;
+  throw Error(ErrorKind::kArgument, "KV cache type '" + name + "' is not known; 'f16' and 'int8' are");
+}
+
+LogitRows logit_rows(const std::string& name) {
+  if (name == "last") return LogitRows::kLast;
+  if (name == "all") return LogitRows::kAll;
+  if (name == "none") return LogitRows::kNone;
+  throw Error(ErrorKind::kArgument, "logits '" + name + "' is not known; 'last', 'all' and 'none' are");
+}
+
+using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+
+Logits forward(LockedModel& model, const std::vector<std::pair<int, std::vector<int32_t>>>& sequences,
+               const std::string& rows) {
+  std::vector<Request> requests;
+  for (const auto& [sequence, tokens] : sequences) requests.push_back({sequence, tokens, logit_rows(rows)});
+  const auto count = static_cast<size_t>(Model::logit_rows(requests));
+  const auto vocabulary = static_cast<size_t>(model.model().config().vocab_size);
+  // Not initialised: every value is written.
+  auto data = std::make_unique_for_overwrite<float[]>(count * vocabulary);
+  // Ctrl-C reaches a long prefill: Python's signal handlers run here, now and then, between layers.
+  bool signalled = false;
+  auto last_look = std::chrono::steady_clock::now();
+  const auto should_stop = [&] {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - last_look < kSignalInterval) return false;
+    last_look = now;
+    nb::gil_scoped_acquire acquire;
+    signalled = PyErr_CheckSignals() != 0;
+    return signalled;
+  };
+  try {
+    nb::gil_scoped_release release;
+    model.with([&](Model& m) { m.forward(requests, data.get(), should_stop); });
+  } catch (const Error&) {
+    if (signalled) throw nb::python_error();  // what the handler raised: KeyboardInterrupt
+    throw;
+  }
+  float* raw = data.release();
+  nb::capsule owner(raw, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  return Logits(raw, {count, vocabulary}, owner);
+}
+
+}  // namespace
+
+void bind_engine(nb::module_& m) {
+  nb::class_<LockedModel>(m, "Model", "A model loaded for this CPU; safe to use from several threads.")
+      .def(
+          "__init__",
+          [](LockedModel* self, const gguf::File& file, int threads, int64_t context, int64_t cache_positions,
+             const std::string& kv, int batch) {
+            const ModelOptions options{threads, context, cache_positions, kv_type(kv), batch};
+            nb::gil_scoped_release release;
+            new (self) LockedModel(file, options);
+          },
+          "file"_a, "threads"_a, "context"_a, "cache_positions"_a, "kv"_a, "batch"_a)
+      .def_prop_ro("vocab_size", [](const LockedModel& self) { return self.model().config().vocab_size; })
+      .def_prop_ro("threads", [](const LockedModel& self) { return self.model().threads(); })
+      .def_prop_ro("context", [](const LockedModel& self) { return self.model().options().context; })
+      .def(
+          "memory",
+          [](const LockedModel& self) {
+            const MemoryReport report = self.model().memory();
+            nb::dict out;
+            out["weights"] = report.weights;
+            out["cache"] = report.cache;
+            out["scratch"] = report.scratch;
+            return out;
+          },
+          "Bytes held: packed weights, KV cache (reserved), scratch.")
+      .def("free_positions",
+           [](LockedModel& self) {
+             return self.with([](Model& model) { return model.cache().free_positions(); });
+           })
+      .def("create",
+           [](LockedModel& self) { return self.with([](Model& model) { return model.cache().create(); }); })
+      .def(
+          "fork",
+          [](LockedModel& self, int sequence) {
+            return self.with([&](Model& model) { return model.cache().fork(sequence); });
+          },
+          "sequence"_a)
+      .def(
+          "truncate",
+          [](LockedModel& self, int sequence, int64_t length) {
+            self.with([&](Model& model) { model.cache().truncate(sequence, length); });
+          },
+          "sequence"_a, "length"_a)
+      .def(
+          "release",
+          [](LockedModel& self, int sequence) {
+            self.with([&](Model& model) { model.cache().release(sequence); });
+          },
+          "sequence"_a)
+      .def("forward", &forward, "sequences"_a, "logits"_a,
+           "Appends tokens to sequences: [(sequence, [token, ...]), ...]; float32 [rows, vocab_size].");
+
+  m.def("available_memory", &available_memory, "Bytes that could be taken without swapping.");
+  m.def("isa_report", &isa_report, "One sentence: which instruction set the kernels use, and why.");
+  m.def("isa_name", [] { return std::string(isa_name(current_isa())); }, "The instruction set in use.");
+  m.def("usable_isas", [] {
+    std::vector<std::string> names;
+    for (const Isa isa : usable_isas()) names.emplace_back(isa_name(isa));
+    return names;
+  });
+}
+
+}  // namespace bitqwen

@@ -1,0 +1,114 @@
+// A Qwen2 transformer, loaded and ready: weights packed for this CPU, a KV cache, threads.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "cache/kv_cache.h"
+#include "gguf/reader.h"
+#include "kernels/multiply.h"
+#include "model/config.h"
+#include "model/rope.h"
+#include "threads/pool.h"
+#include "weights/packed_matrix.h"
+
+namespace bitqwen {
+
+struct ModelOptions {
+  int threads = 0;              // 0: one per core
+  int64_t context = 4096;       // positions that a sequence may have
+  int64_t cache_positions = 0;  // positions of all sequences together; 0: those of one
+  KvType kv_type = KvType::kF16;
+  int batch = 512;  // tokens computed at once
+};
+
+struct MemoryReport {
+  int64_t weights = 0;  // packed
+  int64_t cache = 0;    // reserved; becomes real as it is written
+  int64_t scratch = 0;
+};
+
+enum class LogitRows { kNone, kLast, kAll };
+
+/// Tokens to append to one sequence.
+struct Request {
+  int sequence = 0;
+  std::span<const int32_t> tokens;
+  LogitRows logits = LogitRows::kLast;
+};
+
+class Model {
+ public:
+  /// Reads, checks and packs the weights; the file may be closed afterwards.
+  Model(const gguf::File& file, const ModelOptions& options);
+  ~Model();
+
+  struct Scratch;  // model/ only
+
+  const Config& config() const { return config_; }
+  const ModelOptions& options() const { return options_; }
+  MemoryReport memory() const;
+  int threads() const { return pool_.size(); }
+  KvCache& cache() { return *cache_; }
+
+  /// Appends each request's tokens to its sequence; logits: [rows asked for, in order][vocab_size].
+  /// `should_stop` is asked between layers; when it says yes, or on any error, the sequences stay as
+  /// they were. Throws Error(kContext), Error(kResource), Error(kInterrupted), Error(kArgument).
+  void forward(std::span<const Request> requests, float* logits, const std::function<bool()>& should_stop);
+
+  /// Rows of logits that forward() will write.
+  static int64_t logit_rows(std::span<const Request> requests);
+
+ private:
+  struct Layer {
+    std::vector<float> attention_norm;  // [hidden]
+    std::vector<float> mlp_norm;        // [hidden]
+    PackedMatrix query, key, value;     // [query_rows or kv_rows, hidden]
+    std::vector<float> qkv_bias;        // [query_rows + 2 * kv_rows]
+    PackedMatrix attention_output;      // [hidden, query_rows]
+    PackedMatrix gate, up;              // [intermediate, hidden]
+    PackedMatrix down;                  // [hidden, intermediate]
+  };
+  // One token of a step.
+  struct Row {
+    int sequence = 0;
+    int64_t position = 0;
+    int32_t token = 0;
+    int64_t logits = -1;  // row of the caller's array, or none
+  };
+  struct Product {
+    const PackedMatrix* weights;
+    const ActivationBatch* activations;
+    float* out;
+    int64_t stride;  // of out, from token to token
+  };
+
+  void load(const gguf::File& file);
+  void check_requests(std::span<const Request> requests) const;
+  void step(std::span<const Row> rows, float* logits, const std::function<bool()>& should_stop);
+  void attention(std::span<const Row> rows, int layer);
+  void head(std::span<const Row> rows, float* logits);
+  /// Quantises `rows` vectors of `k` values for every matrix given; values(row, thread) makes one.
+  void prepare(int rows, int64_t k, std::initializer_list<const PackedMatrix*> matrices,
+               const std::function<const float*(int row, int thread)>& values);
+  void multiply(std::initializer_list<Product> products, int rows);
+  ActivationBatch& activations(int group);
+
+  Config config_;
+  ModelOptions options_;
+  ThreadPool pool_;
+  std::optional<PackedMatrix> embedding_;  // [vocab_size, hidden]
+  std::optional<PackedMatrix> output_;     // [vocab_size, hidden]; absent when tied
+  std::vector<float> output_norm_;         // [hidden]
+  std::vector<Layer> layers_;
+  RopeTable rope_;
+  std::unique_ptr<KvCache> cache_;
+  std::unique_ptr<Scratch> scratch_;
+};
+
+}  // namespace bitqwen

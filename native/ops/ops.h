@@ -1,0 +1,67 @@
+// What a transformer does besides matrix products, one table for each instruction set.
+//
+// Each function computes an output in one order of operations, whatever thread, batch or chunk it is
+// called from: results are the same to the last bit on one instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/isa.h"
+
+namespace bitqwen {
+
+constexpr int kPagePositions = 64;  // positions of one page of the KV cache
+
+enum class KvType { kF16, kInt8 };
+
+/// Keys and values of one page, layer and key/value head.
+/// f16:  keys [head_dim][kPagePositions], values [kPagePositions][head_dim]
+/// int8: the same as int8, then key scales [head_dim / 64 or 1][kPagePositions] float32 and value
+///       scales [kPagePositions][head_dim / 64 or 1] float32.
+/// Keys lie transposed so that a vector holds many positions: no horizontal additions.
+struct KvPage {
+  uint8_t* keys;
+  uint8_t* values;
+  float* key_scales;    // int8 only
+  float* value_scales;  // int8 only
+};
+
+/// Softmax in progress over some positions, for the query heads of one key/value head.
+struct PartialAttention {
+  float* maximum;  // [heads]
+  float* weight;   // [heads]       sum of e^(score - maximum)
+  float* values;   // [heads][head_dim], not yet divided by weight
+};
+
+struct OpsTable {
+  /// out[i] = x[i] / rms(x) * weight[i]
+  void (*rms_norm)(const float* x, const float* weight, int64_t n, float epsilon, float* out);
+  /// x[i] += y[i]
+  void (*add)(float* x, const float* y, int64_t n);
+  /// gate[i] = silu(gate[i]) * up[i]
+  void (*swiglu)(float* gate, const float* up, int64_t n);
+  /// Rotates the halves of each head (NeoX form), times `scale`. cosines, sines: [head_dim / 2]
+  void (*rope)(float* x, int heads, int head_dim, const float* cosines, const float* sines, float scale);
+  /// Writes one position's key and value (each [head_dim]) into a page.
+  void (*store_kv)(const KvPage& page, KvType type, int position, const float* key, const float* value,
+                   int head_dim);
+  /// Attention of `heads` scaled queries over the first `positions` positions of `pages`. queries:
+  /// [heads][head_dim]; scratch: [heads * kPagePositions].
+  void (*attend)(const KvPage* pages, KvType type, int64_t positions, const float* queries, int heads,
+                 int head_dim, float* scratch, const PartialAttention& out);
+  /// into := into and `from` together.
+  void (*merge)(const PartialAttention& into, const PartialAttention& from, int heads, int head_dim);
+  /// out[h] = values[h] / weight[h]. out: [heads][head_dim]
+  void (*finish)(const PartialAttention& partial, int heads, int head_dim, float* out);
+};
+
+const OpsTable& baseline_ops();
+const OpsTable& avx2_ops();
+const OpsTable& avx512_ops();
+/// The table that goes with current_isa().
+const OpsTable& current_ops();
+
+/// Scales that an int8 page keeps for each position's key (and value): one for every 64 values.
+inline int kv_scales(int head_dim) { return head_dim % 64 == 0 ? head_dim / 64 : 1; }
+
+}  // namespace bitqwen

@@ -1,0 +1,37 @@
+"""Several sessions in one step: the weights are read once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from .session import Session
+
+if TYPE_CHECKING:
+    from .model import Model
+
+
+class Batch:
+    """Steps over several sessions of one model."""
+
+    def __init__(self, model: Model) -> None:
+        self._native = model._native
+
+    def step(self, work: Sequence[tuple[Session, Sequence[int]]]) -> npt.NDArray[np.float32]:
+        """Appends ids to each session; float32 [len(work), vocab_size] after each one's last id.
+
+        The result for a session does not depend on what else is in the step, to the last bit. On an
+        error no session has changed.
+
+        Raises:
+            ContextLengthError: a session's context would overflow.
+            ResourceError: the KV cache is full.
+            UsageError: no ids for a session, one outside the vocabulary, or a session given twice.
+        """
+        out = self._native.forward([(session.sequence, list(ids)) for session, ids in work], "last")
+        for session, ids in work:
+            session.extend(ids)
+        return out

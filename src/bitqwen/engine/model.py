@@ -1,0 +1,101 @@
+"""A model in memory: weights packed for this CPU, a KV cache, threads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bitqwen import _native
+from bitqwen.errors import ModelFileError
+from bitqwen.gguf import GGUFFile
+from bitqwen.models.qwen2 import Qwen2Config
+
+from .session import Session
+
+DEFAULT_CONTEXT = 4096
+
+
+class Model:
+    """A model loaded from a GGUF file.
+
+    Safe to use from several threads: calls wait for each other. Make one with :meth:`open`.
+    """
+
+    def __init__(self, native: _native.Model, config: Qwen2Config, metadata: Mapping[str, Any]) -> None:
+        self._native = native
+        self.config = config
+        self.metadata = metadata
+
+    @classmethod
+    def open(
+        cls,
+        path: str | PathLike[str],
+        *,
+        threads: int | None = None,
+        context: int | None = None,
+        cache_positions: int | None = None,
+        kv: Literal["f16", "int8"] = "f16",
+        batch: int = 512,
+    ) -> Model:
+        """Reads, checks and packs a model.
+
+        Args:
+            path: a GGUF file.
+            threads: threads that compute; default: one per core that this process may use.
+            context: positions a sequence may have; default: 4096, or the model's own if that is less.
+            cache_positions: positions that all open sessions together may hold; default: one context.
+            kv: type of the KV cache's values.
+            batch: tokens computed at once while reading a prompt.
+
+        Raises:
+            ModelFileError: the file cannot be read, is damaged, or does not fit its own metadata.
+            UnsupportedModelError: an architecture or tensor type that this version does not run.
+            ResourceError: too little memory; says the largest context that would fit.
+            UsageError: an option is out of range.
+        """
+        file = GGUFFile(path)
+        config = Qwen2Config.from_gguf(file.metadata, file.tensors)
+        wanted = min(DEFAULT_CONTEXT, config.context_length) if context is None else context
+        native = _native.Model(file.native, threads or 0, wanted, cache_positions or 0, kv, batch)
+        return cls(native, config, file.metadata)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding, padding included: the width of all logits."""
+        return self._native.vocab_size
+
+    @property
+    def context(self) -> int:
+        """Positions that a session may have."""
+        return self._native.context
+
+    @property
+    def threads(self) -> int:
+        """Threads that compute."""
+        return self._native.threads
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes: ``weights`` (packed), ``cache`` (reserved; taken as it fills), ``scratch``."""
+        return self._native.memory()
+
+    def session(self) -> Session:
+        """A new, empty sequence."""
+        return Session(self._native, self._native.create())
+
+    def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Logits after each of ``ids``, from an empty context: float32 [len(ids), vocab_size].
+
+        Raises:
+            ContextLengthError: more ids than the context has positions.
+            UsageError: no ids, or one outside the vocabulary.
+        """
+        with self.session() as session:
+            out = session.feed(ids, logits="all")
+        if out is None:  # feed returns None only for logits="none"
+            raise ModelFileError("the engine returned no logits")
+        return out
