@@ -1,6 +1,6 @@
 #include "model/config.h"
 
-#include <cmath>
+#include <algorithm>
 #include <string>
 
 #include "errors.h"
@@ -108,6 +108,9 @@ Config Config::from_gguf(const gguf::File& file) {
                                   : c.context;
     c.rope_attention_factor = read.number_or("qwen2.rope.scaling.attn_factor", 0, 100, 0);
     c.rope_beta_fast = read.number_or("qwen2.rope.scaling.yarn_beta_fast", 0, 1e6, 32);
+    // What the scaling stretches the context to; files keep the original length.
+    c.context = std::max(c.context,
+                         static_cast<int64_t>(c.rope_factor * static_cast<double>(c.rope_original_context)));
     c.rope_beta_slow = read.number_or("qwen2.rope.scaling.yarn_beta_slow", 0, 1e6, 1);
   }
   return c;

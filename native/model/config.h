@@ -17,7 +17,7 @@ struct Config {
   int heads = 0;
   int kv_heads = 0;
   int head_dim = 0;
-  int64_t context = 0;  // positions the model was made for
+  int64_t context = 0;  // positions the model can use, stretched ones included
   float norm_epsilon = 0;
   double rope_theta = 0;
   RopeScaling rope_scaling = RopeScaling::kNone;

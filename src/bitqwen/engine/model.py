@@ -59,7 +59,7 @@ class Model:
         """
         file = GGUFFile(path)
         config = Qwen2Config.from_gguf(file.metadata, file.tensors)
-        wanted = min(DEFAULT_CONTEXT, config.context_length) if context is None else context
+        wanted = min(DEFAULT_CONTEXT, config.max_context) if context is None else context
         native = _native.Model(file.native, threads or 0, wanted, cache_positions or 0, kv, batch)
         return cls(native, config, file.metadata)
 

@@ -1,0 +1,1 @@
+"""What each architecture is: hyperparameters and tensors. One file per architecture."""
