@@ -110,9 +110,9 @@ struct V {
   using Quad = __m256i;
   template <int kBits>
   using Dot = Dot256<kBits>;
-  static constexpr int kTileColumns = 4;
+  static constexpr int kTileColumns = 6;
   static constexpr int kPanelBlocks = 1;
-  static constexpr int kFewColumns = KFEW;
+  static constexpr int kFewColumns = 6;
 #if defined(BITQWEN_DPBUSD256)
   static constexpr bool kUsesBits = false;
   static constexpr bool kSumsInPlace = true;

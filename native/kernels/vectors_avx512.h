@@ -90,9 +90,9 @@ struct V {
   using Bytes = __m512i;
   using Floats = __m512;
   using Quad = __m512i;
-  static constexpr int kTileColumns = 6;
+  static constexpr int kTileColumns = 8;
   static constexpr int kPanelBlocks = 2;
-  static constexpr int kFewColumns = KFEW;
+  static constexpr int kFewColumns = 64;
 #if defined(__AVX512VNNI__)
   static constexpr bool kUsesBits = false;
   static constexpr bool kSumsInPlace = true;
