@@ -1,0 +1,80 @@
+"""What every source of weights offers: names, shapes, and one tensor at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from .tokenizer_data import TokenizerData
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a checkpoint came from, as a converted file records it."""
+
+    source: str
+    kind: Literal["folder", "hub", "gguf", "package"]
+    revision: str | None = None
+    sha256: str | None = None
+
+
+class Checkpoint(ABC):
+    """A model's weights and what belongs to them; names are Hugging Face's for every source."""
+
+    config: dict[str, Any]  # as in Hugging Face's config.json
+    provenance: Provenance
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Names of all tensors."""
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, rows first."""
+
+    @abstractmethod
+    def dtype(self, name: str) -> str:
+        """A tensor's type in the source: "BF16", "F32", "Q4_K" ..."""
+
+    @abstractmethod
+    def read(self, name: str) -> npt.NDArray[np.float32]:
+        """One tensor as float32 in its shape.
+
+        Raises:
+            ModelFileError: the file is cut off or was changed.
+            UnsupportedModelError: a type that bitqwen does not read.
+        """
+
+    def release(self, name: str) -> None:  # noqa: B027 - most sources have nothing to release
+        """Says that a tensor will not be read again soon."""
+
+    @abstractmethod
+    def tokenizer(self) -> TokenizerData:
+        """The tokenizer.
+
+        Raises:
+            ModelFileError: there is none, or it is damaged.
+        """
+
+    @property
+    @abstractmethod
+    def chat_template(self) -> str | None:
+        """The chat template's Jinja source, if there is one."""
+
+    @property
+    @abstractmethod
+    def generation_config(self) -> dict[str, Any]:
+        """As in Hugging Face's generation_config.json; empty if there is none."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """A short name for the model."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tensors by name."""
+        return {name: self.shape(name) for name in self.names()}
