@@ -52,6 +52,14 @@ LogitRows logit_rows(const std::string& name) {
   throw Error(ErrorKind::kArgument, "logits '" + name + "' is not known; 'last', 'all' and 'none' are");
 }
 
+nb::dict as_dict(const MemoryReport& report) {
+  nb::dict out;
+  out["weights"] = report.weights;
+  out["cache"] = report.cache;
+  out["scratch"] = report.scratch;
+  return out;
+}
+
 using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
 Logits forward(LockedModel& model, const std::vector<std::pair<int, std::vector<int32_t>>>& sequences,
@@ -102,15 +110,7 @@ void bind_engine(nb::module_& m) {
       .def_prop_ro("threads", [](const LockedModel& self) { return self.model().threads(); })
       .def_prop_ro("context", [](const LockedModel& self) { return self.model().options().context; })
       .def(
-          "memory",
-          [](const LockedModel& self) {
-            const MemoryReport report = self.model().memory();
-            nb::dict out;
-            out["weights"] = report.weights;
-            out["cache"] = report.cache;
-            out["scratch"] = report.scratch;
-            return out;
-          },
+          "memory", [](const LockedModel& self) { return as_dict(self.model().memory()); },
           "Bytes held: packed weights, KV cache (reserved), scratch.")
       .def("free_positions",
            [](LockedModel& self) {
@@ -139,6 +139,23 @@ void bind_engine(nb::module_& m) {
       .def("forward", &forward, "sequences"_a, "logits"_a,
            "Appends tokens to sequences: [(sequence, [token, ...]), ...]; float32 [rows, vocab_size].");
 
+  m.def(
+      "estimate_memory",
+      [](int64_t hidden, int64_t intermediate, int layers, int heads, int kv_heads, int head_dim,
+         int64_t weights, int threads, int64_t context, const std::string& kv, int batch) {
+        Config config;
+        config.hidden = hidden;
+        config.intermediate = intermediate;
+        config.layers = layers;
+        config.heads = heads;
+        config.kv_heads = kv_heads;
+        config.head_dim = head_dim;
+        const ModelOptions options{threads, context, 0, kv_type(kv), batch};
+        return as_dict(Model::estimate(config, options, threads, weights));
+      },
+      nb::kw_only(), "hidden"_a, "intermediate"_a, "layers"_a, "heads"_a, "kv_heads"_a, "head_dim"_a,
+      "weights"_a, "threads"_a, "context"_a, "kv"_a, "batch"_a,
+      "What Model.memory() will say of a model of this shape, before it is loaded.");
   m.def("available_memory", &available_memory, "Bytes that could be taken without swapping.");
   m.def("isa_report", &isa_report, "One sentence: which instruction set the kernels use, and why.");
   m.def("isa_name", [] { return std::string(isa_name(current_isa())); }, "The instruction set in use.");

@@ -91,18 +91,17 @@ KvShape kv_shape(const Config& config, KvType type) {
 void check_memory(const gguf::File& file, const Config& config, const ModelOptions& options, int threads) {
   int64_t weights = 0;
   for (const gguf::TensorInfo& tensor : file.tensors()) weights += static_cast<int64_t>(tensor.bytes);
-  const int64_t scratch = Model::Scratch::estimate(config, options, threads);
-  const int64_t page = kv_shape(config, options.kv_type).page_bytes();
-  const int64_t pages = (cache_positions(options) + kPagePositions - 1) / kPagePositions;
+  const MemoryReport estimate = Model::estimate(config, options, threads, weights);
   const int64_t available = available_memory();
-  const int64_t needed = weights + scratch + pages * page;
+  const int64_t needed = weights + estimate.scratch + estimate.cache;
   if (needed <= available) return;
-  const int64_t fits = (available - weights - scratch) / page * kPagePositions;
+  const int64_t page = kv_shape(config, options.kv_type).page_bytes();
+  const int64_t fits = (available - weights - estimate.scratch) / page * kPagePositions;
   throw Error(ErrorKind::kResource,
               file.path() + " needs " + gigabytes(needed) + " (weights " + gigabytes(weights) +
                   ", KV cache for " + std::to_string(cache_positions(options)) + " positions " +
-                  gigabytes(pages * page) + ", scratch " + gigabytes(scratch) + "); " + gigabytes(available) +
-                  " are available",
+                  gigabytes(estimate.cache) + ", scratch " + gigabytes(estimate.scratch) + "); " +
+                  gigabytes(available) + " are available",
               fits > 0 ? "The largest context that fits is " + std::to_string(fits) + "."
                        : "Not even the weights fit: convert the model with a scheme of fewer bits, or use a "
                          "smaller model.");
@@ -193,6 +192,13 @@ void Model::load(const gguf::File& file) {
                        .down = matrix("ffn_down", c.hidden, c.intermediate)});
   }
   loader.refuse_extras();
+}
+
+MemoryReport Model::estimate(const Config& config, const ModelOptions& options, int threads,
+                             int64_t weights) {
+  const int64_t pages = (cache_positions(options) + kPagePositions - 1) / kPagePositions;
+  return {weights, pages * kv_shape(config, options.kv_type).page_bytes(),
+          Scratch::estimate(config, options, threads)};
 }
 
 MemoryReport Model::memory() const {

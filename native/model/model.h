@@ -53,6 +53,9 @@ class Model {
   const Config& config() const { return config_; }
   const ModelOptions& options() const { return options_; }
   MemoryReport memory() const;
+  /// What memory() will say of a model with these settings whose matrices take `weights` bytes.
+  static MemoryReport estimate(const Config& config, const ModelOptions& options, int threads,
+                               int64_t weights);
   int threads() const { return pool_.size(); }
   KvCache& cache() { return *cache_; }
 

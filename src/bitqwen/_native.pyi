@@ -88,6 +88,20 @@ class Model:
     def release(self, sequence: int) -> None: ...
     def forward(self, sequences: list[tuple[int, list[int]]], logits: str) -> NDArray[np.float32]: ...
 
+def estimate_memory(
+    *,
+    hidden: int,
+    intermediate: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    weights: int,
+    threads: int,
+    context: int,
+    kv: str,
+    batch: int,
+) -> dict[str, int]: ...
 def available_memory() -> int: ...
 def isa_report() -> str: ...
 def isa_name() -> str: ...

@@ -1,0 +1,50 @@
+"""How much memory a model will need, told before it is loaded."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal
+
+from bitqwen import _native
+
+if TYPE_CHECKING:
+    from bitqwen.models.qwen2 import Qwen2Config
+
+
+def estimate(
+    config: Qwen2Config,
+    *,
+    weights: int,
+    context: int,
+    kv: Literal["f16", "int8"] = "f16",
+    threads: int | None = None,
+    batch: int = 512,
+) -> dict[str, int]:
+    """Bytes that :attr:`Model.memory` will report: ``weights``, ``cache``, ``scratch``.
+
+    Args:
+        config: the model's hyperparameters.
+        weights: bytes of its tensors in the file.
+        context: positions of the one sequence that the KV cache has room for.
+        kv: type of the KV cache's values.
+        threads: threads that will compute; default: one per core.
+        batch: tokens computed at once while reading a prompt.
+    """
+    return _native.estimate_memory(
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        layers=config.layers,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        weights=weights,
+        threads=threads or os.cpu_count() or 1,
+        context=context,
+        kv=kv,
+        batch=batch,
+    )
+
+
+def available() -> int:
+    """Bytes that this process could take without swapping."""
+    return _native.available_memory()
