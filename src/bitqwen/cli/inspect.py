@@ -1,0 +1,139 @@
+"""``bitqwen inspect``: what a model is, and what it will need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bitqwen.cli import options, terminal
+from bitqwen.errors import UsageError
+
+if TYPE_CHECKING:
+    from bitqwen.cli.inspection import Inspection
+
+
+def inspect(
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL", help="A .gguf file or a checkpoint folder.", show_default=False),
+    ],
+    context: options.Context = None,
+    kv: options.KvType = "f16",
+    threads: options.Threads = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show what a model is and what it will need, without reading its weights.
+
+    Bits per weight are the bytes that the file spends on its tensors, scales included, over the number of
+    weights.
+    """
+    if not model.exists():
+        raise UsageError(
+            f"There is no file or folder {model}.",
+            hint="A model on the hub is inspected after `bitqwen pull`, which prints its folder.",
+        )
+    from bitqwen.cli.inspection import inspect_path
+
+    found = inspect_path(model)
+    need = found.memory(context, kv, threads)
+    if json:
+        terminal.print_json(_as_json(found, need, kv, with_tensors=tensors))
+    else:
+        _print(found, need, kv, with_tensors=tensors)
+
+
+def _as_json(
+    found: Inspection, need: dict[str, int] | None, kv: str, *, with_tensors: bool
+) -> dict[str, Any]:
+    total = found.total
+    out = {
+        "path": found.path,
+        "kind": found.kind,
+        "name": found.name,
+        "architecture": found.architecture,
+        "supported": found.config is not None,
+        "unsupported": found.unsupported or None,
+        "hyperparameters": found.hyperparameters(),
+        "file_bytes": found.file_bytes,
+        "tensors": total.tensors,
+        "weights": total.weights,
+        "tensor_bytes": total.nbytes,
+        "bits_per_weight": total.bits_per_weight,
+        "types": [{**row._asdict(), "bits_per_weight": row.bits_per_weight} for row in found.by_type()],
+        "memory": None if need is None else {**need, "kv": kv},
+        "metadata": found.metadata,
+    }
+    if with_tensors:
+        out["tensor_list"] = [tensor._asdict() for tensor in found.tensors]
+    return out
+
+
+def _print(found: Inspection, need: dict[str, int] | None, kv: str, *, with_tensors: bool) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    out = terminal.stdout()
+    total = found.total
+    out.print(f"[bold]{escape(found.name)}[/]  {escape(str(found.path))}")
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_row("architecture", escape(found.architecture))
+    if found.unsupported:
+        facts.add_row("not supported", escape(found.unsupported))
+    for name, value in found.hyperparameters().items():
+        facts.add_row(name.replace("_", " "), escape(_text(value)))
+    for key in ("bitqwen.scheme", "bitqwen.source"):
+        if key in found.metadata:
+            facts.add_row(key.removeprefix("bitqwen."), escape(str(found.metadata[key])))
+    facts.add_row("file", f"{terminal.size(found.file_bytes)} ({found.file_bytes:,} bytes)")
+    facts.add_row("weights", f"{total.weights:,} in {total.tensors} tensors")
+    facts.add_row("bits per weight", f"{total.bits_per_weight:.3f}")
+    out.print(facts)
+
+    types = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("type", "tensors", "weights", "bytes", "bits per weight"):
+        types.add_column(heading, justify="left" if heading == "type" else "right")
+    for row in found.by_type():
+        types.add_row(
+            row.type, str(row.tensors), f"{row.weights:,}", f"{row.nbytes:,}", f"{row.bits_per_weight:.3f}"
+        )
+    out.print()
+    out.print(types)
+    if need is not None:
+        out.print()
+        out.print(_memory_text(need, kv))
+    if with_tensors:
+        out.print()
+        out.print(_tensor_table(found))
+
+
+def _memory_text(need: dict[str, int], kv: str) -> str:
+    parts = (
+        f"weights {terminal.size(need['weights'])}, KV cache ({kv}) {terminal.size(need['cache'])}, "
+        f"scratch {terminal.size(need['scratch'])}"
+    )
+    fits = "fits into" if need["total"] <= need["available"] else "[bold red]does not fit into[/]"
+    return (
+        f"Memory for a context of {need['context']}: {terminal.size(need['total'])} ({parts}); "
+        f"{fits} the {terminal.size(need['available'])} available now."
+    )
+
+
+def _tensor_table(found: Inspection) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("tensor", "type", "shape", "bytes"):
+        table.add_column(heading, justify="right" if heading in {"shape", "bytes"} else "left", no_wrap=True)
+    for tensor in found.tensors:
+        table.add_row(tensor.name, tensor.type, " x ".join(map(str, tensor.shape)), f"{tensor.nbytes:,}")
+    return table
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name.replace('_', ' ')} {item}" for name, item in value.items())
+    return "none" if value is None else str(value)
