@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from bitqwen.generation.results import Generation, Piece
@@ -49,7 +49,7 @@ class Chat:
             pass
         return stream.result()
 
-    def stream(self, text: str, **options: Unpack[GenerationOptions]) -> Iterator[Piece]:
+    def stream(self, text: str, **options: Unpack[GenerationOptions]) -> Generator[Piece, None, None]:
         """Says ``text`` and yields the answer's pieces.
 
         Args:
@@ -67,7 +67,7 @@ class Chat:
         self.last = self._model.stream(turn, **merged)
         return self.last
 
-    def _kept(self, text: str, stream: TextStream) -> Iterator[Piece]:
+    def _kept(self, text: str, stream: TextStream) -> Generator[Piece, None, None]:
         try:
             with stream:
                 yield from stream
