@@ -158,7 +158,6 @@ constexpr KernelTable::Multiply pick() {
 constexpr KernelTable kTable = {
     .isa = Isa::kScalar,
     .tile_columns = 4,
-    .panel_rows = kRowBlock,
     .quantize = quantize,
     .multiply = {pick<Format::kF32>(), pick<Format::kF16>(), pick<Format::kBF16>(), pick<Format::kQ8_0>(),
                  pick<Format::kQ4_0>(), pick<Format::kQ4_1>(), pick<Format::kQ5_0>(), pick<Format::kQ5_1>(),

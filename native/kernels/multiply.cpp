@@ -66,7 +66,10 @@ void ActivationBatch::start(int columns, int64_t k, int group) {
   x.columns = columns;
   x.k = k;
   x.group = group;
-  x.tile_columns = current_kernels().tile_columns;
+  // Tiles of equal size: 9 columns are 5 and 4, not 8 and a lonely one.
+  const int widest = current_kernels().tile_columns;
+  const int tiles = (columns + widest - 1) / widest;
+  x.tile_columns = (columns + tiles - 1) / tiles;
 }
 
 void ActivationBatch::set(int column, const float* values) {
@@ -105,15 +108,11 @@ void multiply(const PackedMatrix& w, const ActivationBatch& x, float* y, int64_t
 
 int64_t preferred_rows(const PackedMatrix& w, int columns) {
   const PackedMatrix::Layout& weights = w.layout();
-  const KernelTable& kernels = current_kernels();
   const int64_t blocks = (weights.rows + kRowBlock - 1) / kRowBlock;
-  // Decode: enough bytes for a memory stream to get up to speed. Prefill: whole panels.
-  constexpr int64_t kDecodeBytes = int64_t{96} << 10;
-  const int64_t panel = kernels.panel_rows / kRowBlock;
-  int64_t grain = columns <= kernels.tile_columns
-                      ? (kDecodeBytes + weights.block_bytes - 1) / weights.block_bytes
-                      : 2 * panel;
-  grain = std::min(std::max(grain, panel), blocks);
+  // Decode: enough bytes for a memory stream to get up to speed. Prefill: weights that stay in the
+  // second-level cache while tile after tile of activations passes over them.
+  const int64_t bytes = columns <= current_kernels().tile_columns ? int64_t{64} << 10 : int64_t{256} << 10;
+  const int64_t grain = std::clamp<int64_t>(bytes / weights.block_bytes, 1, blocks);
   return grain * kRowBlock;
 }
 

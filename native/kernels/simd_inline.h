@@ -3,8 +3,3 @@
 
 #define BITQWEN_INLINE inline __attribute__((always_inline))
 #define BITQWEN_INLINE_LAMBDA __attribute__((always_inline))
-#if defined(__clang__)
-#define BITQWEN_UNROLL _Pragma("unroll")
-#else
-#define BITQWEN_UNROLL _Pragma("GCC unroll 16")
-#endif

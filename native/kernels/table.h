@@ -18,8 +18,7 @@ struct KernelTable {
   using Quantize = void (*)(const float* values, ActivationBatch::Layout& x, int column);
 
   Isa isa = Isa::kScalar;
-  int tile_columns = 1;        // columns that one pass of the kernels takes
-  int panel_rows = kRowBlock;  // rows that the matrix-matrix kernels unpack at once
+  int tile_columns = 1;  // that one pass over packed weights can take
   Quantize quantize = nullptr;
   std::array<Multiply, kFormatCount> multiply = {};
 };

@@ -1,0 +1,137 @@
+// Registers side by side: what an instruction set's `Lanes` do for the rows of one register, `Rows`
+// do for kCount registers. A row block is 16 rows whatever the width of a register.
+//
+// Lanes offer (kRows rows a register):
+//   Bytes    4 codes of each row          load, store, field, field_in_place, with_field
+//   Floats   one float of each row        zero, load_floats, store_floats, broadcast, from_half,
+//   from_bfloat16,
+//                                         from_u8, from_s8, add_constant, negate, mul, fma
+//   Quad     4 activations, for all rows  quad
+//   Dot<b>   sums of products of codes of b bits, exact:
+//              start<offset>(sum)     before the first step; sum points at minus the sum of the activations
+//              add<step>(codes, x)    4 columns more; steps count from 0 in every 32 columns, or in the cell
+//              add_shifted<s>(other)  other's sums, divided by 2^s, which they are multiples of
+//              value<offset>(sum)     sum of (code - offset) * x, as a float: start or this one sees to the
+//              offset
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/simd_inline.h"
+#include "weights/packed_matrix.h"
+
+namespace bitqwen {
+namespace {
+
+template <class Lanes, int kCount>
+struct Rows {
+#define BITQWEN_ROWS static BITQWEN_INLINE
+  static constexpr int kRows = kCount * Lanes::kRows;
+  struct Bytes {
+    typename Lanes::Bytes v[kCount];
+  };
+  struct Floats {
+    typename Lanes::Floats v[kCount];
+  };
+  using Quad = typename Lanes::Quad;
+
+  template <int kBits>
+  struct Dot {
+    typename Lanes::template Dot<kBits> v[kCount];
+
+    template <int kOffset>
+    BITQWEN_INLINE void start(const int32_t* minus_sum) {
+      for (auto& dot : v) dot.template start<kOffset>(minus_sum);
+    }
+    template <int kStep>
+    BITQWEN_INLINE void add(const Bytes& codes, Quad x) {
+      for (int i = 0; i < kCount; ++i) v[i].template add<kStep>(codes.v[i], x);
+    }
+    template <int kShift>
+    BITQWEN_INLINE void add_shifted(const Dot& other) {
+      for (int i = 0; i < kCount; ++i) v[i].template add_shifted<kShift>(other.v[i]);
+    }
+    template <int kOffset>
+    BITQWEN_INLINE Floats value(const int32_t* minus_sum) const {
+      Floats out;
+      for (int i = 0; i < kCount; ++i) out.v[i] = v[i].template value<kOffset>(minus_sum);
+      return out;
+    }
+  };
+
+  BITQWEN_ROWS Bytes load(const uint8_t* p) {
+    Bytes out;
+    for (int i = 0; i < kCount; ++i) out.v[i] = Lanes::load(p + 4 * Lanes::kRows * i);
+    return out;
+  }
+  BITQWEN_ROWS void store(uint8_t* p, const Bytes& a) {
+    for (int i = 0; i < kCount; ++i) Lanes::store(p + 4 * Lanes::kRows * i, a.v[i]);
+  }
+  /// Bits [kFrom, kFrom + kBits) of every byte, moved to bit 0.
+  template <int kBits, int kFrom>
+  BITQWEN_ROWS Bytes field(Bytes a) {
+    for (auto& v : a.v) v = Lanes::template field<kBits, kFrom>(v);
+    return a;
+  }
+  /// The same bits, left where they are.
+  template <int kBits, int kFrom>
+  BITQWEN_ROWS Bytes field_in_place(Bytes a) {
+    for (auto& v : a.v) v = Lanes::template field_in_place<kBits, kFrom>(v);
+    return a;
+  }
+  /// low, and the same bits of `a` moved to bit kTo.
+  template <int kBits, int kFrom, int kTo>
+  BITQWEN_ROWS Bytes with_field(Bytes low, const Bytes& a) {
+    for (int i = 0; i < kCount; ++i)
+      low.v[i] = Lanes::template with_field<kBits, kFrom, kTo>(low.v[i], a.v[i]);
+    return low;
+  }
+  BITQWEN_ROWS Quad quad(const int8_t* p) { return Lanes::quad(p); }
+
+  template <class Make>
+  BITQWEN_ROWS Floats each(Make&& make) {
+    Floats out;
+    for (int i = 0; i < kCount; ++i) out.v[i] = make(i);
+    return out;
+  }
+  BITQWEN_ROWS Floats zero() {
+    return each([](int) BITQWEN_INLINE_LAMBDA { return Lanes::zero(); });
+  }
+  BITQWEN_ROWS Floats broadcast(const float* p) {
+    return each([&](int) BITQWEN_INLINE_LAMBDA { return Lanes::broadcast(p); });
+  }
+  BITQWEN_ROWS Floats load_floats(const float* p) {
+    return each([&](int i) BITQWEN_INLINE_LAMBDA { return Lanes::load_floats(p + Lanes::kRows * i); });
+  }
+  BITQWEN_ROWS void store_floats(float* p, const Floats& a) {
+    for (int i = 0; i < kCount; ++i) Lanes::store_floats(p + Lanes::kRows * i, a.v[i]);
+  }
+  BITQWEN_ROWS Floats from_half(const uint8_t* p) {
+    return each([&](int i) BITQWEN_INLINE_LAMBDA { return Lanes::from_half(p + 2 * Lanes::kRows * i); });
+  }
+  BITQWEN_ROWS Floats from_bfloat16(const uint8_t* p) {
+    return each([&](int i) BITQWEN_INLINE_LAMBDA { return Lanes::from_bfloat16(p + 2 * Lanes::kRows * i); });
+  }
+  BITQWEN_ROWS Floats from_u8(const uint8_t* p) {
+    return each([&](int i) BITQWEN_INLINE_LAMBDA { return Lanes::from_u8(p + Lanes::kRows * i); });
+  }
+  BITQWEN_ROWS Floats from_s8(const uint8_t* p) {
+    return each([&](int i) BITQWEN_INLINE_LAMBDA { return Lanes::from_s8(p + Lanes::kRows * i); });
+  }
+  BITQWEN_ROWS Floats add_constant(const Floats& a, float constant) {
+    return each([&](int i) BITQWEN_INLINE_LAMBDA { return Lanes::add_constant(a.v[i], constant); });
+  }
+  BITQWEN_ROWS Floats negate(const Floats& a) {
+    return each([&](int i) BITQWEN_INLINE_LAMBDA { return Lanes::negate(a.v[i]); });
+  }
+  BITQWEN_ROWS Floats mul(const Floats& a, const Floats& b) {
+    return each([&](int i) BITQWEN_INLINE_LAMBDA { return Lanes::mul(a.v[i], b.v[i]); });
+  }
+  BITQWEN_ROWS Floats fma(const Floats& a, const Floats& b, const Floats& c) {
+    return each([&](int i) BITQWEN_INLINE_LAMBDA { return Lanes::fma(a.v[i], b.v[i], c.v[i]); });
+  }
+#undef BITQWEN_ROWS
+};
+
+}  // namespace
+}  // namespace bitqwen
