@@ -135,11 +135,21 @@ void bind_gguf(nb::module_& m) {
           "name"_a, "The tensor's bytes as they lie in the file, not copied.")
       .def(
           "read",
-          [](const File& file, std::string_view name, int threads) {
+          [](const File& file, std::string_view name, int threads, int64_t begin, int64_t end) {
             file.check_unchanged();
-            return dequantize_view(file.view(tensor_named(file, name)), threads);
+            TensorView view = file.view(tensor_named(file, name));
+            if (end < 0) end = view.rows;
+            if (begin < 0 || begin > end || end > view.rows) {
+              throw Error(ErrorKind::kArgument, "rows " + std::to_string(begin) + " to " +
+                                                    std::to_string(end) + " of a tensor of " +
+                                                    std::to_string(view.rows));
+            }
+            view.bytes = view.bytes.subspan(begin * view.row_bytes(), (end - begin) * view.row_bytes());
+            view.rows = end - begin;
+            return dequantize_view(view, threads);
           },
-          "name"_a, "threads"_a = 0, "The tensor as float32 [rows, columns].")
+          "name"_a, "threads"_a = 0, "begin"_a = 0, "end"_a = -1,
+          "Rows [begin, end) as float32 [rows, columns].")
       .def(
           "release",
           [](const File& file, std::string_view name) { file.release(file.view(tensor_named(file, name))); },

@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "ops/ops.h"
-#include "ops/vectors.h"
+#include "vectors.h"
 
 namespace bitqwen {
 namespace {

@@ -41,8 +41,8 @@ class Checkpoint(ABC):
         """A tensor's type in the source: "BF16", "F32", "Q4_K" ..."""
 
     @abstractmethod
-    def read(self, name: str) -> npt.NDArray[np.float32]:
-        """One tensor as float32 in its shape.
+    def read(self, name: str, begin: int = 0, end: int | None = None) -> npt.NDArray[np.float32]:
+        """One tensor, or rows [begin, end) of it, as float32.
 
         Raises:
             ModelFileError: the file is cut off or was changed.

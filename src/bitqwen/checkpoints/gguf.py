@@ -49,9 +49,9 @@ class GGUFCheckpoint(Checkpoint):
         kind = self.file.tensors[self._gguf_name[name]].type
         return kind.name if isinstance(kind, TensorType) else f"type {kind}"
 
-    def read(self, name: str) -> npt.NDArray[np.float32]:
-        """One tensor, dequantised to float32, in its shape."""
-        return self.file.read(self._gguf_name[name])
+    def read(self, name: str, begin: int = 0, end: int | None = None) -> npt.NDArray[np.float32]:
+        """One tensor, or rows of it, dequantised to float32."""
+        return self.file.read(self._gguf_name[name], begin, end)
 
     def release(self, name: str) -> None:
         """Lets the system drop the tensor's pages."""

@@ -114,9 +114,9 @@ class HuggingFaceCheckpoint(Checkpoint):
         """A tensor's type in the file."""
         return self._file_of[name].dtype(name)
 
-    def read(self, name: str) -> npt.NDArray[np.float32]:
-        """One tensor as float32 in its shape."""
-        return self._file_of[name].read(name)
+    def read(self, name: str, begin: int = 0, end: int | None = None) -> npt.NDArray[np.float32]:
+        """One tensor, or rows of it, as float32."""
+        return self._file_of[name].read(name, begin, end)
 
     def release(self, name: str) -> None:
         """Lets the system drop the tensor's pages."""

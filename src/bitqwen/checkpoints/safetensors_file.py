@@ -7,6 +7,7 @@ a length, a JSON header and the bytes, and all of it is checked here before it i
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import struct
 from pathlib import Path
@@ -76,10 +77,7 @@ class SafetensorsFile:
         if not whole or begin > end or end > len(self._map) - self._data_begin:
             raise self._damaged(f"tensor {name!r} lies outside the file")
         if dtype in _ITEM_BYTES:
-            count = 1
-            for size in shape:
-                count *= size
-            if count * _ITEM_BYTES[dtype] != end - begin:
+            if math.prod(shape) * _ITEM_BYTES[dtype] != end - begin:
                 raise self._damaged(f"tensor {name!r} of {dtype} {list(shape)} has {end - begin} bytes")
         return _Entry(dtype, shape, begin, end)
 
@@ -102,8 +100,8 @@ class SafetensorsFile:
         """A tensor's type as the format spells it."""
         return self._entries[name].dtype
 
-    def read(self, name: str) -> npt.NDArray[np.float32]:
-        """A tensor as float32 in its shape.
+    def read(self, name: str, begin: int = 0, end: int | None = None) -> npt.NDArray[np.float32]:
+        """A tensor, or rows [begin, end) of it, as float32.
 
         Raises:
             UnsupportedModelError: a type other than F32, F16 and BF16.
@@ -114,14 +112,18 @@ class SafetensorsFile:
                 f"{self.path}: tensor {name!r} has type {entry.dtype}; F32, F16 and BF16 are supported",
                 hint="Quantised checkpoints (GPTQ, AWQ, FP8) must be converted from their original.",
             )
-        begin, size = self._data_begin + entry.begin, _ITEM_BYTES[entry.dtype]
-        count = (entry.end - entry.begin) // size
+        shape = entry.shape
+        if begin or end is not None:
+            begin, end, _ = slice(begin, end).indices(shape[0])
+            shape = (max(0, end - begin), *shape[1:])
+        row = math.prod(entry.shape[1:]) * _ITEM_BYTES[entry.dtype]
+        start, count = self._data_begin + entry.begin + begin * row, math.prod(shape)
         if entry.dtype == "BF16":  # the upper half of a float32
-            wide = np.frombuffer(self._map, np.dtype("<u2"), count, begin).astype(np.uint32)
+            wide = np.frombuffer(self._map, np.dtype("<u2"), count, start).astype(np.uint32)
             wide <<= 16
-            return wide.view(np.float32).reshape(entry.shape)
+            return wide.view(np.float32).reshape(shape)
         kind = np.dtype("<f4" if entry.dtype == "F32" else "<f2")
-        return np.frombuffer(self._map, kind, count, begin).astype(np.float32).reshape(entry.shape)
+        return np.frombuffer(self._map, kind, count, start).astype(np.float32).reshape(shape)
 
     def release(self, name: str) -> None:
         """Lets the system drop the tensor's pages from this process."""

@@ -91,16 +91,20 @@ class GGUFFile:
         """
         return self._file.raw(name)
 
-    def read(self, name: str, threads: int = 0) -> npt.NDArray[np.float32]:
-        """The tensor as float32 in its shape, dequantised by ``threads`` threads (0: all cores).
+    def read(
+        self, name: str, begin: int = 0, end: int | None = None, *, threads: int = 0
+    ) -> npt.NDArray[np.float32]:
+        """The tensor, or its rows [begin, end), as float32, dequantised by ``threads`` threads (0: all).
 
         Raises:
             UsageError: there is no such tensor.
             UnsupportedModelError: its type is not one that bitqwen reads.
             ModelFileError: the file was changed since it was opened.
         """
-        values: npt.NDArray[np.float32] = self._file.read(name, threads)
-        return values.reshape(self.tensors[name].shape)
+        values = self._file.read(name, threads, begin, -1 if end is None else end)
+        if begin == 0 and end is None:
+            return values.reshape(self.tensors[name].shape)
+        return values
 
     def release(self, name: str) -> None:
         """Lets the system drop the tensor's pages: reading a large file then stays in little memory."""

@@ -11,7 +11,7 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -150,15 +150,22 @@ class GGUFWriter:
         self._file = os.fdopen(descriptor, "wb")
         self._put(self._header())
 
-    def write(self, name: str, data: Any) -> None:
-        """Writes the next declared tensor; ``data`` is its bytes (anything with the buffer interface)."""
+    def write(self, name: str, *parts: Any) -> None:
+        """Writes the next declared tensor; see :meth:`write_parts`."""
+        self.write_parts(name, parts)
+
+    def write_parts(self, name: str, parts: Iterable[Any]) -> None:
+        """Writes the next declared tensor from pieces of its bytes (with the buffer interface)."""
         if self._next >= len(self._tensors) or self._tensors[self._next][0] != name:
             raise UsageError(f"tensor {name!r} is not the next one declared")
         nbytes = self._tensors[self._next][3]
-        view = memoryview(data).cast("B")
-        if view.nbytes != nbytes:
-            raise UsageError(f"tensor {name!r} has {view.nbytes} bytes; {nbytes} were declared")
-        self._put(view)
+        written = 0
+        for part in parts:
+            view = memoryview(part).cast("B")
+            written += view.nbytes
+            self._put(view)
+        if written != nbytes:
+            raise UsageError(f"tensor {name!r} has {written} bytes; {nbytes} were declared")
         self._put(bytes(_padded(nbytes) - nbytes))
         self._next += 1
 

@@ -1,0 +1,85 @@
+"""What a conversion tells while it runs and when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from bitqwen.models.specification import Role
+
+
+class Progress(NamedTuple):
+    """One tensor is about to be converted: its name, and bytes read so far and in all (as float32)."""
+
+    tensor: str
+    done: int
+    total: int
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One tensor as it was written.
+
+    ``relative_error`` is the squared error as a share of the tensor's energy; ``seconds`` covers
+    reading, encoding and writing.
+    """
+
+    name: str
+    role: Role
+    shape: tuple[int, ...]
+    source_type: str
+    tensor_type: str
+    nbytes: int
+    error: float
+    energy: float
+    seconds: float
+
+    @property
+    def weights(self) -> int:
+        """How many values it has."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    @property
+    def relative_error(self) -> float:
+        """Squared error as a share of the tensor's energy."""
+        return self.error / self.energy if self.energy else 0.0
+
+
+@dataclass
+class ConversionReport:
+    """A finished conversion."""
+
+    path: Path
+    scheme: str
+    tensors: list[TensorReport] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    nbytes: int = 0
+
+    def bits_per_weight(self, *roles: Role) -> float:
+        """Bits per weight of the tensors with these roles (all, if none is given), from file bytes."""
+        chosen = [t for t in self.tensors if not roles or t.role in roles]
+        weights = sum(t.weights for t in chosen)
+        return 8 * sum(t.nbytes for t in chosen) / weights if weights else 0.0
+
+    @property
+    def relative_error(self) -> float:
+        """Squared error of all block matrices as a share of their energy."""
+        chosen = [t for t in self.tensors if t.role == "matrix"]
+        energy = sum(t.energy for t in chosen)
+        return sum(t.error for t in chosen) / energy if energy else 0.0
+
+    def type_counts(self) -> dict[str, int]:
+        """How many tensors were written in each type."""
+        counts: dict[str, int] = {}
+        for tensor in self.tensors:
+            counts[tensor.tensor_type] = counts.get(tensor.tensor_type, 0) + 1
+        return counts

@@ -1,0 +1,169 @@
+"""The schemes that ``--scheme`` names: which tensor type and fit each matrix gets, and why one would.
+
+A scheme names types by preference; a matrix takes the first whose block divides its row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bitqwen.errors import UsageError
+from bitqwen.gguf import TensorType, type_info
+from bitqwen.models.specification import Role
+
+from .encode import Fit
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """How one tensor is stored."""
+
+    tensor_type: TensorType
+    fit: Fit
+
+
+_F32 = TensorPlan(TensorType.F32, "plain")
+_WIDE = (TensorPlan(TensorType.Q6_K, "mse"), TensorPlan(TensorType.Q8_0, "plain"))
+# What --embedding and --head accept.
+_NAMED = {
+    plan.tensor_type.name.lower(): plan
+    for plan in (
+        TensorPlan(TensorType.F16, "plain"),
+        TensorPlan(TensorType.BF16, "plain"),
+        TensorPlan(TensorType.Q8_0, "plain"),
+        TensorPlan(TensorType.Q6_K, "mse"),
+        TensorPlan(TensorType.Q4_K, "mse"),
+        TensorPlan(TensorType.Q4_0, "mse"),
+        TensorPlan(TensorType.Q2_0, "mse"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way to store a model.
+
+    Attributes:
+        name: as ``--scheme`` takes it.
+        body: plans for the block matrices, by preference.
+        outer: plans for the embedding and the output head, by preference.
+        file_type: ``general.file_type`` in GGUF's numbering.
+        when: one sentence on when to use it.
+        needs_force: whether a source that was not trained for it is refused without ``--force``.
+    """
+
+    name: str
+    body: tuple[TensorPlan, ...]
+    outer: tuple[TensorPlan, ...]
+    file_type: int
+    when: str
+    needs_force: bool = False
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits per weight of the block matrices, scales included."""
+        return type_info(self.body[0].tensor_type).bits_per_weight
+
+    def plan(
+        self, role: Role, shape: tuple[int, ...], *, embedding: str | None = None, head: str | None = None
+    ) -> TensorPlan:
+        """How to store a tensor of that role and shape.
+
+        Raises:
+            UsageError: a type asked for does not exist, or its block does not divide the rows.
+        """
+        chosen = {"embedding": embedding, "head": head}.get(role)
+        if chosen is not None:
+            return _override(role, chosen, shape)
+        if role in ("norm", "bias"):
+            return _F32
+        for plan in self.body if role == "matrix" else self.outer:
+            if shape[-1] % type_info(plan.tensor_type).block_size == 0:
+                return plan
+        return TensorPlan(TensorType.F16, "plain")
+
+
+def _override(role: str, name: str, shape: tuple[int, ...]) -> TensorPlan:
+    plan = _NAMED.get(name.lower())
+    if plan is None:
+        raise UsageError(
+            f"--{role} {name!r} is not a type that can be written", hint="Allowed: " + ", ".join(_NAMED)
+        )
+    block = type_info(plan.tensor_type).block_size
+    if shape[-1] % block:
+        raise UsageError(
+            f"--{role} {name}: rows of {shape[-1]} values do not fit its blocks of {block}",
+            hint="Use q8_0, or f16.",
+        )
+    return plan
+
+
+_SCHEMES = (
+    Scheme(
+        "f16",
+        (TensorPlan(TensorType.F16, "plain"),),
+        (TensorPlan(TensorType.F16, "plain"),),
+        1,
+        "Half precision: the reference to compare with, or the source of other conversions.",
+    ),
+    Scheme(
+        "q8_0",
+        (TensorPlan(TensorType.Q8_0, "plain"),),
+        (TensorPlan(TensorType.Q8_0, "plain"),),
+        7,
+        "Practically lossless at half the size of f16.",
+    ),
+    Scheme(
+        "q4_0",
+        (TensorPlan(TensorType.Q4_0, "plain"),),
+        _WIDE,
+        2,
+        "llama.cpp's plain 4 bits, by its reference rule; for programs that read nothing newer.",
+    ),
+    Scheme(
+        "w4",
+        (TensorPlan(TensorType.Q4_K, "mse"), TensorPlan(TensorType.Q4_0, "mse")),
+        _WIDE,
+        15,
+        "The default: 4 bits with fitted scales and minima; close to the original.",
+    ),
+    Scheme(
+        "w2",
+        (TensorPlan(TensorType.Q2_0, "mse"),),
+        _WIDE,
+        41,
+        "2 bits with fitted scales: smallest, and clearly damaged without calibration; for experiments.",
+    ),
+    Scheme(
+        "ternary",
+        (TensorPlan(TensorType.TQ2_0, "ternary"), TensorPlan(TensorType.Q2_0, "ternary")),
+        _WIDE,
+        37,
+        "Three levels with one fitted scale a group: for models trained that way; others turn to gibberish.",
+    ),
+    Scheme(
+        "bitnet",
+        (TensorPlan(TensorType.TQ2_0, "absmean"), TensorPlan(TensorType.Q2_0, "absmean")),
+        _WIDE,
+        37,
+        "One absmean scale a matrix, as BitNet b1.58 rounds: only for models trained that way.",
+        needs_force=True,
+    ),
+)
+_BY_NAME = {scheme.name: scheme for scheme in _SCHEMES}
+
+
+def names() -> list[str]:
+    """Names of all schemes, widest first."""
+    return list(_BY_NAME)
+
+
+def get(name: str) -> Scheme:
+    """A scheme by name.
+
+    Raises:
+        UsageError: there is no such scheme.
+    """
+    if name not in _BY_NAME:
+        raise UsageError(f"scheme {name!r} is not known", hint="Allowed: " + ", ".join(_BY_NAME) + ".")
+    return _BY_NAME[name]
