@@ -3,7 +3,8 @@
 // registers. The sides take turns, and the best of the rounds counts. With one thread the clock is
 // that thread's CPU time, so that other work on the machine costs memory bandwidth but not time.
 //
-//   kernels_benchmark [--threads N] [--types Q4_K,Q6_K,...] [--rounds N] [--mb N] (0: 64 rows, in the cache) [--k N] [--columns 1,512]
+//   kernels_benchmark [--threads N] [--types Q4_K,Q6_K,...] [--rounds N] [--mb N] (0: 64 rows, in the cache)
+//   [--k N] [--columns 1,512]
 #include <time.h>
 
 #include <algorithm>
@@ -50,11 +51,16 @@ Options parse(int argc, char** argv) {
   Options options;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string name = argv[i], value = argv[i + 1];
-    if (name == "--threads") options.threads = std::atoi(value.c_str());
-    else if (name == "--rounds") options.rounds = std::atoi(value.c_str());
-    else if (name == "--mb") options.megabytes = std::atoll(value.c_str());
-    else if (name == "--k") options.k = std::atoll(value.c_str());
-    else if (name == "--types") options.types = split(value);
+    if (name == "--threads")
+      options.threads = std::atoi(value.c_str());
+    else if (name == "--rounds")
+      options.rounds = std::atoi(value.c_str());
+    else if (name == "--mb")
+      options.megabytes = std::atoll(value.c_str());
+    else if (name == "--k")
+      options.k = std::atoll(value.c_str());
+    else if (name == "--types")
+      options.types = split(value);
     else if (name == "--columns") {
       options.columns.clear();
       for (const std::string& part : split(value)) options.columns.push_back(std::atoi(part.c_str()));
@@ -98,7 +104,8 @@ int main(int argc, char** argv) {
   const Options options = parse(argc, argv);
   ThreadPool pool(options.threads);
   cpu_clock = pool.size() == 1;
-  std::printf("%s; %d threads; K = %lld\n", isa_report().c_str(), pool.size(), static_cast<long long>(options.k));
+  std::printf("%s; %d threads; K = %lld\n", isa_report().c_str(), pool.size(),
+              static_cast<long long>(options.k));
   const bool narrow = current_isa() == Isa::kAvx2 || current_isa() == Isa::kAvxVnni;
 
   std::vector<uint8_t> memory(std::max<int64_t>(options.megabytes, 16) << 20, 1);
@@ -108,7 +115,8 @@ int main(int argc, char** argv) {
     const int64_t piece = static_cast<int64_t>(memory.size()) / pieces;
     const double time = seconds([&] {
       pool.parallel_for(pieces, 1, [&](int64_t begin, int64_t end, int) {
-        for (int64_t i = begin; i < end; ++i) sink = sink ^ benchmark::read_all(memory.data() + i * piece, piece);
+        for (int64_t i = begin; i < end; ++i)
+          sink = sink ^ benchmark::read_all(memory.data() + i * piece, piece);
       });
     });
     return static_cast<double>(pieces * piece) / time * 1e-9;
@@ -116,7 +124,9 @@ int main(int argc, char** argv) {
   const auto peak = [&] {
     std::vector<double> done(pool.size());
     const double time = seconds([&] {
-      pool.parallel_for(pool.size(), 1, [&](int64_t begin, int64_t, int) { done[begin] = benchmark::multiply_adds(2000000, narrow); });
+      pool.parallel_for(pool.size(), 1, [&](int64_t begin, int64_t, int) {
+        done[begin] = benchmark::multiply_adds(2000000, narrow);
+      });
     });
     double sum = 0;
     for (const double d : done) sum += d;
@@ -124,7 +134,8 @@ int main(int argc, char** argv) {
   };
 
   Random random(1);
-  std::printf("%-6s %8s | %9s %9s %7s | %9s %9s %7s\n", "type", "columns", "GB/s", "of", "%", "GMAC/s", "of", "%");
+  std::printf("%-6s %8s | %9s %9s %7s | %9s %9s %7s\n", "type", "columns", "GB/s", "of", "%", "GMAC/s", "of",
+              "%");
   for (const std::string& name : options.types) {
     const gguf::TensorType type = type_named(name);
     const gguf::TypeInfo& info = gguf::type_info(type);
@@ -138,7 +149,8 @@ int main(int argc, char** argv) {
       const Tensor small = random_tensor(type, 64, options.k, random);
       Tensor tensor;
       tensor.bytes.reserve(rows * row_bytes);
-      for (int64_t r = 0; r < rows; r += 64) tensor.bytes.insert(tensor.bytes.end(), small.bytes.begin(), small.bytes.end());
+      for (int64_t r = 0; r < rows; r += 64)
+        tensor.bytes.insert(tensor.bytes.end(), small.bytes.begin(), small.bytes.end());
       tensor.view = {.name = name, .type = type, .rows = rows, .cols = options.k, .bytes = tensor.bytes};
       const PackedMatrix w = PackedMatrix::pack(tensor.view, pool);
       const std::vector<float> x = random_activations(columns * options.k, Shape::kNormal, random);
@@ -157,13 +169,14 @@ int main(int argc, char** argv) {
           });
         };
         best = std::min(best, seconds([&] {
-                          for (int i = 0; i < repeats; ++i) product();
-                        }) / repeats);
+                                for (int i = 0; i < repeats; ++i) product();
+                              }) / repeats);
       }
       const double read = static_cast<double>(rows * row_bytes) / best * 1e-9;
       const double rate = static_cast<double>(rows) * static_cast<double>(options.k * columns) / best * 1e-9;
-      std::printf("%-6s %8d | %9.2f %9.2f %6.1f%% | %9.1f %9.1f %6.1f%%\n", name.c_str(), columns, read, best_read,
-                  100 * read / best_read, rate, best_peak, best_peak > 0 ? 100 * rate / best_peak : 0.0);
+      std::printf("%-6s %8d | %9.2f %9.2f %6.1f%% | %9.1f %9.1f %6.1f%%\n", name.c_str(), columns, read,
+                  best_read, 100 * read / best_read, rate, best_peak,
+                  best_peak > 0 ? 100 * rate / best_peak : 0.0);
       std::fflush(stdout);
     }
   }

@@ -33,7 +33,8 @@ BITQWEN_TARGET("avx2") uint64_t read_avx2(const uint8_t* data, size_t bytes) {
 }
 
 // Twelve independent chains hide the latency; the asm keeps the compiler from folding them.
-#define BITQWEN_CHAINS(step) step(0) step(1) step(2) step(3) step(4) step(5) step(6) step(7) step(8) step(9) step(10) step(11)
+#define BITQWEN_CHAINS(step) \
+  step(0) step(1) step(2) step(3) step(4) step(5) step(6) step(7) step(8) step(9) step(10) step(11)
 
 BITQWEN_TARGET("avx512f,avx512vnni") double dots_512(int64_t rounds) {
   __m512i sum[12];
@@ -52,10 +53,10 @@ BITQWEN_TARGET("avx2") double dots_avx2(int64_t rounds) {
   for (__m256i& s : sum) s = _mm256_setzero_si256();
   const __m256i a = _mm256_set1_epi8(1);
   for (int64_t i = 0; i < rounds; ++i) {
-#define BITQWEN_STEP(n)                                      \
-  {                                                          \
-    __m256i t;                                               \
-    asm volatile("vpmaddubsw %1, %1, %0" : "=x"(t) : "x"(a)); \
+#define BITQWEN_STEP(n)                                        \
+  {                                                            \
+    __m256i t;                                                 \
+    asm volatile("vpmaddubsw %1, %1, %0" : "=x"(t) : "x"(a));  \
     asm volatile("vpaddw %1, %0, %0" : "+x"(sum[n]) : "x"(t)); \
   }
     BITQWEN_CHAINS(BITQWEN_STEP)

@@ -69,6 +69,7 @@ struct PairDot {
       pairs = products;
     } else {
       pairs = Lanes::add16(pairs, products);
+      BITQWEN_KEEP_CHAIN(pairs);
     }
   }
   template <int kOffset>
