@@ -1,11 +1,10 @@
 #define BITQWEN_VECTORS "kernels/vectors_avx512.h"
 #include "kernels/simd_multiply.h"
-#include "kernels/x86_quantize.h"
 
 namespace bitqwen {
 namespace {
 
-constexpr KernelTable kTable = make_table(Isa::kAvx512Vnni, quantize_activations);
+constexpr KernelTable kTable = make_table(Isa::kAvx512Vnni);
 
 }  // namespace
 

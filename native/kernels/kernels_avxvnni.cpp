@@ -2,12 +2,11 @@
 #define BITQWEN_DPBUSD256 _mm256_dpbusd_avx_epi32
 #define BITQWEN_VECTORS "kernels/vectors_avx2.h"
 #include "kernels/simd_multiply.h"
-#include "kernels/x86_quantize.h"
 
 namespace bitqwen {
 namespace {
 
-constexpr KernelTable kTable = make_table(Isa::kAvxVnni, quantize_activations);
+constexpr KernelTable kTable = make_table(Isa::kAvxVnni);
 
 }  // namespace
 

@@ -14,6 +14,7 @@
 
 #include "kernels/activations.h"
 #include "kernels/simd_inline.h"
+#include "kernels/simd_quantize.h"
 #include "kernels/table.h"
 #include "weights/layout.h"
 #include BITQWEN_VECTORS
@@ -309,10 +310,10 @@ constexpr std::array<KernelTable::Multiply, kFormatCount> multiply_kernels(
   return {multiply_format<static_cast<Format>(kIndex)>...};
 }
 
-constexpr KernelTable make_table(Isa isa, KernelTable::Quantize quantize) {
+constexpr KernelTable make_table(Isa isa) {
   return {.isa = isa,
           .tile_columns = V::kTileColumns,
-          .quantize = quantize,
+          .quantize = quantize_activations,
           .multiply = multiply_kernels(std::make_integer_sequence<int, kFormatCount>{})};
 }
 

@@ -7,6 +7,7 @@
 
 #include "kernels/simd_rows.h"
 #include "kernels/x86_dots.h"
+#include "kernels/x86_quantize.h"
 
 namespace bitqwen {
 namespace {

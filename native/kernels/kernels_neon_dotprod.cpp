@@ -1,0 +1,13 @@
+#define BITQWEN_VECTORS "kernels/vectors_neon.h"
+#include "kernels/simd_multiply.h"
+
+namespace bitqwen {
+namespace {
+
+constexpr KernelTable kTable = make_table(Isa::kNeonDotprod);
+
+}  // namespace
+
+const KernelTable& neon_dotprod_kernels() { return kTable; }
+
+}  // namespace bitqwen

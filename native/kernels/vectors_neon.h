@@ -1,0 +1,171 @@
+// 4 rows in a 128-bit register, with or without the dot-product instructions.
+#pragma once
+
+#include <arm_neon.h>
+
+#include <cstdint>
+
+#include "kernels/simd_rows.h"
+
+namespace bitqwen {
+namespace {
+
+#if defined(__ARM_FEATURE_DOTPROD)
+/// Four products a lane are added to an int32 at once.
+template <int kBits>
+struct NeonDot {
+  int32x4_t sums;
+
+  template <int kOffset>
+  BITQWEN_INLINE void start(const int32_t* minus_sum) {
+    if constexpr (kOffset == 0 || kBits == 8) {  // eight bits are made signed: no offset is left
+      sums = vdupq_n_s32(0);
+    } else {
+      sums = vshlq_n_s32(vld1q_dup_s32(minus_sum), __builtin_ctz(kOffset));
+    }
+  }
+  template <int kStep>
+  BITQWEN_INLINE void add(uint8x16_t codes, int8x16_t x) {
+    if constexpr (kBits == 8) codes = veorq_u8(codes, vdupq_n_u8(0x80));
+    sums = vdotq_s32(sums, vreinterpretq_s8_u8(codes), x);
+  }
+  template <int kOffset>
+  BITQWEN_INLINE float32x4_t value(const int32_t*) const {
+    return vcvtq_f32_s32(sums);
+  }
+};
+#else
+/// Products are added in int16, one lane a column, as long as kLimit steps fit.
+template <int kBits>
+struct NeonDot {
+  static constexpr int kLimit = 32767 / (127 * (kBits == 8 ? 128 : (1 << kBits) - 1));
+  static constexpr int kLongest = kBits == 2 ? 32 : kBits == 6 || kBits == 3 ? 4 : 8;  // steps of a cell
+  static constexpr bool kWidens = kLimit < kLongest;
+  int16x8_t first, second;  // rows 0 and 1, rows 2 and 3
+  int32x4_t sums;           // of what has been widened
+
+  template <int kOffset>
+  BITQWEN_INLINE void start(const int32_t*) {
+    first = second = vdupq_n_s16(0);
+    if constexpr (kWidens) sums = vdupq_n_s32(0);
+  }
+  template <int kStep>
+  BITQWEN_INLINE void add(uint8x16_t codes, int8x16_t x) {
+    if constexpr (kBits == 8) codes = veorq_u8(codes, vdupq_n_u8(0x80));
+    const int8x16_t w = vreinterpretq_s8_u8(codes);
+    if constexpr (kWidens && kStep > 0 && kStep % kLimit == 0) {
+      sums = vaddq_s32(sums, widened());
+      first = vmull_s8(vget_low_s8(w), vget_low_s8(x));
+      second = vmull_high_s8(w, x);
+    } else {
+      first = vmlal_s8(first, vget_low_s8(w), vget_low_s8(x));
+      second = vmlal_high_s8(second, w, x);
+    }
+  }
+  BITQWEN_INLINE int32x4_t widened() const { return vpaddq_s32(vpaddlq_s16(first), vpaddlq_s16(second)); }
+  template <int kOffset>
+  BITQWEN_INLINE float32x4_t value(const int32_t* minus_sum) const {
+    int32x4_t all = widened();
+    if constexpr (kWidens) all = vaddq_s32(all, sums);
+    if constexpr (kOffset != 0 && kBits != 8) {
+      all = vaddq_s32(all, vshlq_n_s32(vld1q_dup_s32(minus_sum), __builtin_ctz(kOffset)));
+    }
+    return vcvtq_f32_s32(all);
+  }
+};
+#endif
+
+struct Lanes128 {
+#define BITQWEN_LANES static BITQWEN_INLINE
+  using Bytes = uint8x16_t;
+  using Floats = float32x4_t;
+  using Quad = int8x16_t;
+  static constexpr int kRows = 4;
+  template <int kBits>
+  using Dot = NeonDot<kBits>;
+
+  BITQWEN_LANES Bytes load(const uint8_t* p) { return vld1q_u8(p); }
+  BITQWEN_LANES void store(uint8_t* p, Bytes v) { vst1q_u8(p, v); }
+  template <int kBits, int kFrom>
+  BITQWEN_LANES Bytes field(Bytes v) {
+    if constexpr (kFrom != 0) v = vshrq_n_u8(v, kFrom);
+    return kFrom + kBits == 8 ? v : vandq_u8(v, vdupq_n_u8((1 << kBits) - 1));
+  }
+  template <int kBits, int kFrom, int kTo>
+  BITQWEN_LANES Bytes with_field(Bytes low, Bytes v) {
+    if constexpr (kFrom > kTo) v = vshrq_n_u8(v, kFrom - kTo);
+    if constexpr (kFrom < kTo) v = vshlq_n_u8(v, kTo - kFrom);
+    return vorrq_u8(low, vandq_u8(v, vdupq_n_u8(((1 << kBits) - 1) << kTo)));
+  }
+  BITQWEN_LANES Quad quad(const int8_t* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, sizeof four);
+    return vreinterpretq_s8_s32(vdupq_n_s32(four));
+  }
+
+  BITQWEN_LANES Floats zero() { return vdupq_n_f32(0.0f); }
+  BITQWEN_LANES Floats load_floats(const float* p) { return vld1q_f32(p); }
+  BITQWEN_LANES void store_floats(float* p, Floats a) { vst1q_f32(p, a); }
+  BITQWEN_LANES Floats broadcast(const float* p) { return vld1q_dup_f32(p); }
+  BITQWEN_LANES uint16x4_t load_halves(const uint8_t* p) {
+    uint64_t four;
+    __builtin_memcpy(&four, p, sizeof four);
+    return vcreate_u16(four);
+  }
+  BITQWEN_LANES Floats from_half(const uint8_t* p) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(load_halves(p)));
+  }
+  BITQWEN_LANES Floats from_bfloat16(const uint8_t* p) {
+    return vreinterpretq_f32_u32(vshll_n_u16(load_halves(p), 16));
+  }
+  BITQWEN_LANES uint8x8_t load_four(const uint8_t* p) {
+    uint32_t four;
+    __builtin_memcpy(&four, p, sizeof four);
+    return vcreate_u8(four);
+  }
+  BITQWEN_LANES Floats from_u8(const uint8_t* p) {
+    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(load_four(p)))));
+  }
+  BITQWEN_LANES Floats from_s8(const uint8_t* p) {
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u8(load_four(p))))));
+  }
+  BITQWEN_LANES Floats add_constant(Floats a, float constant) { return vaddq_f32(a, vdupq_n_f32(constant)); }
+  BITQWEN_LANES Floats negate(Floats a) { return vnegq_f32(a); }
+  BITQWEN_LANES Floats mul(Floats a, Floats b) { return vmulq_f32(a, b); }
+  BITQWEN_LANES Floats fma(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }
+#undef BITQWEN_LANES
+};
+
+struct V {
+  using Lanes = Lanes128;
+  static constexpr int kTileColumns = 6;
+  /// Registers of rows for a tile of kColumns: more columns leave less room for rows.
+  static constexpr int registers(int columns) { return columns <= 2 ? 4 : 2; }
+  static constexpr bool kSumsInPlace = false;  // the dot product takes signed bytes only
+  static BITQWEN_INLINE void prefetch(const uint8_t* p) { __builtin_prefetch(p); }
+};
+
+BITQWEN_INLINE uint32_t largest_magnitude(const float* values, int count) {
+  uint32x4_t largest = vdupq_n_u32(0);
+  for (int j = 0; j < count; j += 4) {
+    const uint32x4_t bits = vreinterpretq_u32_f32(vabsq_f32(vld1q_f32(values + j)));
+    largest = vmaxq_u32(largest, bits);
+  }
+  return vmaxvq_u32(largest);
+}
+
+BITQWEN_INLINE void quantize_32(const float* values, float inverse, int8_t* codes, int32_t* sums) {
+  for (int half = 0; half < 2; ++half) {
+    const auto round = [&](int i) BITQWEN_INLINE_LAMBDA {
+      return vqmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(values + 16 * half + 4 * i), inverse)));
+    };
+    const int8x8_t low = vqmovn_s16(vcombine_s16(round(0), round(1)));
+    const int8x8_t high = vqmovn_s16(vcombine_s16(round(2), round(3)));
+    const int8x16_t packed = vcombine_s8(low, high);
+    vst1q_s8(codes + 16 * half, packed);
+    sums[half] = vaddlvq_s8(packed);
+  }
+}
+
+}  // namespace
+}  // namespace bitqwen
