@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from bitqwen.errors import DownloadError
@@ -48,3 +49,29 @@ def fetch(
             hint="Run the command again: the download resumes where it stopped.",
         ) from error
     return folder, folder.name  # a snapshot's folder is named by its commit
+
+
+def reachable(repository: str, *, token: str | None = None, timeout: float = 5.0) -> bool:
+    """Whether the hub answers for a repository within ``timeout`` seconds, name look-up included.
+
+    Args:
+        repository: a hub id whose config.json is asked for.
+        token: for gated repositories.
+        timeout: seconds to wait; :func:`fetch` itself would go on trying for much longer.
+    """
+    answers: list[bool] = []
+
+    def ask() -> None:
+        import huggingface_hub as hub
+
+        try:
+            hub.get_hf_file_metadata(hub.hf_hub_url(repository, "config.json"), token=token, timeout=timeout)
+        except Exception:  # whatever the cause and the HTTP library, there is no answer
+            return
+        answers.append(True)
+
+    # The system's name look-up knows no time limit, so it may outlive the wait.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return bool(answers)

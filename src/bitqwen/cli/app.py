@@ -10,6 +10,8 @@ import typer
 
 from bitqwen.cli import terminal
 from bitqwen.cli.chat import chat
+from bitqwen.cli.convert import convert
+from bitqwen.cli.demo import demo
 from bitqwen.cli.inspect import inspect
 from bitqwen.cli.options import Debug, debug_enabled, epilog
 from bitqwen.cli.pull import pull
@@ -28,9 +30,9 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        from importlib.metadata import version
+        from bitqwen import __version__
 
-        print(f"bitqwen {version('bitqwen')}")
+        print(f"bitqwen {__version__}")
         raise typer.Exit
 
 
@@ -52,6 +54,13 @@ app.command(
 )(pull)
 app.command(
     epilog=epilog(
+        "bitqwen convert Qwen/Qwen2.5-0.5B-Instruct -o qwen.gguf",
+        "bitqwen convert ./checkpoint -o qwen.gguf --scheme w2 --head q8_0",
+        "bitqwen convert --list-schemes",
+    )
+)(convert)
+app.command(
+    epilog=epilog(
         'bitqwen run qwen.gguf -p "Why is the sky blue?"',
         "git diff | bitqwen run qwen.gguf --system 'Write a commit message for this diff.' --temp 0",
         'bitqwen run qwen.gguf --raw -p "def quicksort(xs):" -n 64 --json',
@@ -63,6 +72,9 @@ app.command(epilog=epilog("bitqwen chat qwen.gguf", "bitqwen chat qwen.gguf --sy
 app.command(
     epilog=epilog("bitqwen inspect qwen.gguf --context 8192", "bitqwen inspect ./checkpoint --tensors --json")
 )(inspect)
+app.command(epilog=epilog("bitqwen demo", "bitqwen demo --model qwen.gguf --prompt 'Reverse a list in C.'"))(
+    demo
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -250,7 +250,7 @@ def max_tokens(option: int) -> int | None:
 
 
 def load(
-    source: str, *, threads: int | None, context: int | None, kv: str, quiet: bool = False
+    source: str, *, threads: int | None, context: int | None, kv: Literal["f16", "int8"], quiet: bool = False
 ) -> LanguageModel:
     """Opens a model, with a spinner on stderr."""
     import bitqwen

@@ -10,17 +10,6 @@ from typing import NamedTuple
 from bitqwen.models.specification import Role
 
 
-class Progress(NamedTuple):
-    """One tensor is about to be converted: its name, and bytes read so far and in all (as float32)."""
-
-    tensor: str
-    done: int
-    total: int
-
-
-ProgressCallback = Callable[[Progress], None]
-
-
 @dataclass(frozen=True)
 class TensorReport:
     """One tensor as it was written.
@@ -53,6 +42,25 @@ class TensorReport:
         return self.error / self.energy if self.energy else 0.0
 
 
+class Progress(NamedTuple):
+    """One tensor is about to be converted.
+
+    Attributes:
+        tensor: its name; empty at the end.
+        done: bytes read so far, as float32.
+        total: bytes to read in all.
+        finished: the tensor before it, as it was written.
+    """
+
+    tensor: str
+    done: int
+    total: int
+    finished: TensorReport | None = None
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
 @dataclass
 class ConversionReport:
     """A finished conversion."""
@@ -63,6 +71,11 @@ class ConversionReport:
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
     nbytes: int = 0
+
+    @property
+    def last(self) -> TensorReport | None:
+        """The tensor that was written last."""
+        return self.tensors[-1] if self.tensors else None
 
     def bits_per_weight(self, *roles: Role) -> float:
         """Bits per weight of the tensors with these roles (all, if none is given), from file bytes."""

@@ -1,0 +1,218 @@
+"""``bitqwen convert``: a checkpoint becomes a GGUF file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bitqwen.cli import options, terminal
+from bitqwen.errors import UsageError
+
+if TYPE_CHECKING:
+    from bitqwen.convert import ConversionReport
+
+
+def convert(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[SOURCE]",
+            help="A checkpoint folder, a hub id, package:NAME, or a .gguf file (requantised).",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The file to write.", metavar="FILE", show_default=False),
+    ] = None,
+    scheme: Annotated[
+        str, typer.Option("--scheme", help="How weights are stored; see --list-schemes.", metavar="NAME")
+    ] = "w4",
+    embedding: Annotated[
+        str | None,
+        typer.Option(
+            "--embedding",
+            help="Type of the embedding, instead of the scheme's.",
+            metavar="TYPE",
+            show_default=False,
+        ),
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            "--head",
+            help="Type of the output head, instead of the scheme's.",
+            metavar="TYPE",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Use a scheme that this model was not trained for.")
+    ] = False,
+    threads: options.Threads = None,
+    revision: options.Revision = None,
+    token: options.Token = None,
+    offline: options.Offline = False,
+    list_schemes: Annotated[
+        bool, typer.Option("--list-schemes", help="Show the schemes and when to use them.")
+    ] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Convert a checkpoint to a GGUF file.
+
+    One tensor at a time: memory stays small whatever the model's size. The file appears under its name
+    only when it is complete.
+    """
+    if list_schemes:
+        _list_schemes(as_json=json)
+        return
+    if source is None or output is None:
+        missing = "SOURCE" if source is None else "--output FILE"
+        raise UsageError(
+            f"{missing} is missing.", hint="For example: bitqwen convert ./checkpoint -o qwen.gguf"
+        )
+    terminal.hub_progress(shown=not (quiet or json))
+    report = convert_with_progress(
+        source,
+        output,
+        scheme,
+        quiet=quiet or json,
+        embedding=embedding,
+        head=head,
+        force=force,
+        threads=threads,
+        revision=revision,
+        token=token,
+        offline=offline,
+    )
+    if json:
+        terminal.print_json(as_json(report))
+    elif quiet:
+        print(report.path)
+    else:
+        print_summary(report)
+
+
+def convert_with_progress(
+    source: str | Path, output: Path, scheme: str, *, quiet: bool = False, **settings: Any
+) -> ConversionReport:
+    """Converts with a progress bar on stderr: tensor, speed, time left; warnings stay there afterwards."""
+    import sys
+
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    import bitqwen.convert
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    shown = sys.stderr.isatty() and not quiet
+    with Progress(*columns, console=terminal.stderr(), transient=True, disable=not shown) as bar:
+        task = bar.add_task("opening", total=None)
+
+        def advance(step: bitqwen.convert.Progress) -> None:
+            bar.update(task, description=step.tensor, completed=step.done, total=step.total)
+
+        report = bitqwen.convert.convert(source, output, scheme, progress=advance, **settings)
+    for warning in report.warnings:
+        terminal.say(f"warning: {warning}", quiet=quiet)
+    return report
+
+
+def as_json(report: ConversionReport) -> dict[str, Any]:
+    """A conversion for scripts."""
+    return {
+        "path": report.path,
+        "scheme": report.scheme,
+        "bytes": report.nbytes,
+        "bits_per_weight": report.bits_per_weight(),
+        "matrix_bits_per_weight": report.bits_per_weight("matrix"),
+        "relative_error": report.relative_error,
+        "types": report.type_counts(),
+        "warnings": report.warnings,
+        "seconds": report.seconds,
+        "tensors": [
+            {
+                "name": tensor.name,
+                "shape": tensor.shape,
+                "source_type": tensor.source_type,
+                "type": tensor.tensor_type,
+                "bytes": tensor.nbytes,
+                "relative_error": tensor.relative_error,
+                "seconds": tensor.seconds,
+            }
+            for tensor in report.tensors
+        ],
+    }
+
+
+def print_summary(report: ConversionReport) -> None:
+    """Prints what a conversion did, as a small table on stdout."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    types = ", ".join(f"{name} {count}" for name, count in report.type_counts().items())
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row("file", escape(str(report.path)))
+    table.add_row("scheme", report.scheme)
+    table.add_row("size", f"{terminal.size(report.nbytes)} ({report.nbytes:,} bytes)")
+    table.add_row(
+        "bits per weight",
+        f"{report.bits_per_weight():.3f} ({report.bits_per_weight('matrix'):.3f} in the layers' matrices)",
+    )
+    table.add_row("tensors", f"{len(report.tensors)} ({types})")
+    table.add_row("squared error", f"{report.relative_error:.2%} of the matrices' energy")
+    table.add_row("time", f"{report.seconds:.1f} s")
+    terminal.stdout().print(table)
+
+
+def _list_schemes(*, as_json: bool) -> None:
+    from bitqwen import quant
+
+    schemes = [quant.get(name) for name in quant.names()]
+    if as_json:
+        rows = [
+            {
+                "name": scheme.name,
+                "bits_per_weight": scheme.bits_per_weight,
+                "types": [plan.tensor_type.name for plan in scheme.body],
+                "file_type": scheme.file_type,
+                "needs_force": scheme.needs_force,
+                "when": scheme.when,
+            }
+            for scheme in schemes
+        ]
+        terminal.print_json({"schemes": rows})
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("scheme")
+    table.add_column("bits per weight", justify="right")
+    table.add_column("type")
+    table.add_column("file type", justify="right")
+    table.add_column("when to use it")
+    for scheme in schemes:
+        table.add_row(
+            scheme.name,
+            f"{scheme.bits_per_weight:.4g}",
+            scheme.body[0].tensor_type.name,
+            str(scheme.file_type),
+            scheme.when,
+        )
+    terminal.stdout().print(table)
