@@ -59,14 +59,17 @@ inline Floats load_int8(const int8_t* p) {
 #endif
 }
 
-// Always in this order, so that a sum does not depend on the instruction set.
+// Halves onto halves, always in this order, so that a sum does not depend on the instruction set.
 inline float sum(Floats v) {
-  alignas(64) float x[kLanes];
-  store(x, v);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) x[i] += x[i + width];
-  }
-  return x[0];
+  using Eight = float __attribute__((vector_size(32)));
+  using Four = float __attribute__((vector_size(16)));
+  Eight upper[2];
+  std::memcpy(upper, &v, sizeof v);
+  const Eight eight = upper[0] + upper[1];
+  Four quarters[2];
+  std::memcpy(quarters, &eight, sizeof eight);
+  const Four four = quarters[0] + quarters[1];
+  return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
 inline float maximum(Floats v) {

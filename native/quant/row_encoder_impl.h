@@ -288,7 +288,7 @@ Affine fit_affine(const float* x, const float* w) {
     }
   };
   // From 14 to 22 steps over the range: the last ones clip the extremes.
-  for (float steps = 14.0f; steps <= 22.0f; steps += 0.25f) {
+  for (float steps = 14.0f; steps <= 22.0f; steps += 0.5f) {
     consider(steps / (high - low), -low);
     consider(steps / (high - low), -low - (steps - 15.0f) / steps * (high - low) * 0.5f);
   }

@@ -57,13 +57,6 @@ class GGUFCheckpoint(Checkpoint):
         """Lets the system drop the tensor's pages."""
         self.file.release(self._gguf_name[name])
 
-    def same_bytes(self, first: str, second: str) -> bool:
-        """Whether two tensors are stored alike to the last bit."""
-        one, other = (self.file.tensors[self._gguf_name[name]] for name in (first, second))
-        if (one.type, one.shape) != (other.type, other.shape):
-            return False
-        return bool(np.array_equal(self.file.raw(one.name), self.file.raw(other.name)))
-
     def tokenizer(self) -> TokenizerData:
         """The tokenizer, from the metadata."""
         return TokenizerData.from_gguf_metadata(self.file.metadata)

@@ -76,9 +76,8 @@ class SafetensorsFile:
             raise self._damaged(f"tensor {name!r} is not described as the format says") from error
         if not whole or begin > end or end > len(self._map) - self._data_begin:
             raise self._damaged(f"tensor {name!r} lies outside the file")
-        if dtype in _ITEM_BYTES:
-            if math.prod(shape) * _ITEM_BYTES[dtype] != end - begin:
-                raise self._damaged(f"tensor {name!r} of {dtype} {list(shape)} has {end - begin} bytes")
+        if dtype in _ITEM_BYTES and math.prod(shape) * _ITEM_BYTES[dtype] != end - begin:
+            raise self._damaged(f"tensor {name!r} of {dtype} {list(shape)} has {end - begin} bytes")
         return _Entry(dtype, shape, begin, end)
 
     def _refuse_overlaps(self) -> None:

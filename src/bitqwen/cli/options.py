@@ -63,7 +63,7 @@ Debug = Annotated[
     bool,
     typer.Option(
         "--debug",
-        help="Show the stack trace of an error (also: BITQWEN_DEBUG=1).",
+        help="Show the stack trace of an error, and what convert does to each tensor (also: BITQWEN_DEBUG=1).",
         callback=_set_debug,
         is_eager=True,
         expose_value=False,

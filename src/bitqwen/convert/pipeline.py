@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bitqwen.checkpoints import Checkpoint, open_checkpoint
 from bitqwen.checkpoints.gguf import GGUFCheckpoint
 from bitqwen.errors import CheckpointError, UsageError
-from bitqwen.gguf import GGUFWriter, keys
+from bitqwen.gguf import GGUFWriter, TensorType, keys, type_info
 from bitqwen.models.qwen2 import Qwen2Config
 from bitqwen.models.registry import config_from_hf
 from bitqwen.models.specification import TensorSpec
@@ -31,9 +31,17 @@ _PLAIN_ROUNDING = (
 _PIECE_VALUES = 32 << 20
 
 
+# Two roundings of one matrix differ by less than this share of its energy even at 2 bits; two different
+# matrices by about 2.
+_SAME_MATRIX = 0.25
+_COMPARED = 256  # rows compared
+_SOURCE_BITS = {t.name: type_info(t).bits_per_weight for t in TensorType}
+
+
 class _Job(NamedTuple):
     spec: TensorSpec
     plan: TensorPlan
+    source: str  # the tensor to read
 
 
 def convert(
@@ -89,7 +97,7 @@ def convert(
 
     with GGUFWriter(target) as writer:
         writer.add_metadata(_metadata(checkpoint, config, chosen))
-        for spec, plan in jobs:
+        for spec, plan, _ in jobs:
             writer.add_tensor(spec.gguf_name, spec.shape, plan.tensor_type)
         report.nbytes = writer.nbytes
         writer.begin()
@@ -97,12 +105,12 @@ def convert(
         done = 0
         for job in jobs:
             if progress:
-                progress(Progress(job.spec.gguf_name, done, total))
+                progress(Progress(job.spec.gguf_name, done, total, report.last))
             report.tensors.append(_convert_tensor(checkpoint, job, writer, threads or 0))
             done += 4 * int(np.prod(job.spec.shape))
         writer.finish()
         if progress:
-            progress(Progress("", total, total))
+            progress(Progress("", total, total, report.last))
     report.seconds = time.perf_counter() - started
     return report
 
@@ -111,44 +119,58 @@ def _plan(
     checkpoint: Checkpoint, config: Qwen2Config, scheme: Scheme, embedding: str | None, head: str | None
 ) -> list[_Job]:
     present = set(checkpoint.names())
+    shared = _shared_embedding(checkpoint, config)
     jobs = []
     for spec in config.tensors():
-        if spec.hf_name not in present or (spec.hf_name == _HEAD and _is_copy(checkpoint, config)):
+        if spec.hf_name not in present or (shared and spec.hf_name == _HEAD):
             continue
-        jobs.append(_Job(spec, scheme.plan(spec.role, spec.shape, embedding=embedding, head=head)))
+        plan = scheme.plan(spec.role, spec.shape, embedding=embedding, head=head)
+        jobs.append(_Job(spec, plan, shared if shared and spec.hf_name == _EMBEDDING else spec.hf_name))
     return jobs
 
 
-def _is_copy(checkpoint: Checkpoint, config: Qwen2Config) -> bool:
-    """Whether the stored head is the embedding again: then one copy is enough."""
+def _shared_embedding(checkpoint: Checkpoint, config: Qwen2Config) -> str | None:
+    """The tensor to write once for embedding and head, if the source's two are one matrix.
+
+    A quantised file may hold a tied matrix twice, in two types: then the wider one is the better copy.
+    """
+    if _HEAD not in checkpoint.names():
+        return None
     if config.tied:
-        return True
-    if isinstance(checkpoint, GGUFCheckpoint):
-        return checkpoint.same_bytes(_EMBEDDING, _HEAD)
-    return False
+        return _EMBEDDING
+    rows = checkpoint.shape(_EMBEDDING)[0]
+    difference = energy = 0.0
+    for begin in range(0, rows, max(1, rows // _COMPARED)):
+        one, other = (checkpoint.read(name, begin, begin + 1) for name in (_EMBEDDING, _HEAD))
+        difference += float(np.square(one - other).sum())
+        energy += float(np.square(other).sum())
+    if difference > _SAME_MATRIX * energy:
+        return None
+    widths = {name: _SOURCE_BITS.get(checkpoint.dtype(name), 0.0) for name in (_EMBEDDING, _HEAD)}
+    return _HEAD if widths[_HEAD] > widths[_EMBEDDING] else _EMBEDDING
 
 
 def _convert_tensor(checkpoint: Checkpoint, job: _Job, writer: GGUFWriter, threads: int) -> TensorReport:
     started = time.perf_counter()
-    spec, plan = job
+    spec, plan, source = job
     nbytes, error, energy = 0, 0.0, 0.0
 
     def parts() -> Iterator[npt.NDArray[np.uint8]]:
         nonlocal nbytes, error, energy
         for begin, end in _pieces(spec, plan):
-            encoded = _encode(checkpoint.read(spec.hf_name, begin, end), job, threads)
+            encoded = _encode(checkpoint.read(source, begin, end), job, threads)
             nbytes += encoded.data.nbytes
             error += encoded.error
             energy += encoded.energy
             yield encoded.data
 
     writer.write_parts(spec.gguf_name, parts())
-    checkpoint.release(spec.hf_name)
+    checkpoint.release(source)
     return TensorReport(
         name=spec.gguf_name,
         role=spec.role,
         shape=spec.shape,
-        source_type=checkpoint.dtype(spec.hf_name),
+        source_type=checkpoint.dtype(source),
         tensor_type=plan.tensor_type.name,
         nbytes=nbytes,
         error=error,
@@ -170,7 +192,7 @@ def _pieces(spec: TensorSpec, plan: TensorPlan) -> Iterator[tuple[int, int | Non
 def _encode(values: npt.NDArray[np.float32], job: _Job, threads: int) -> Encoded:
     if not np.isfinite(values).all():
         raise CheckpointError(
-            f"tensor {job.spec.hf_name} holds values that are not finite numbers (NaN or infinity)",
+            f"tensor {job.source} holds values that are not finite numbers (NaN or infinity)",
             hint="The checkpoint is damaged or its training diverged: fetch it again, or use another.",
         )
     return quantize(values, job.plan.tensor_type, fit=job.plan.fit, threads=threads)
