@@ -145,17 +145,6 @@ std::string forced_name() {
   return value ? value : "";
 }
 
-const KernelTable& choose() {
-  const std::string forced = forced_name();
-  if (forced.empty()) return entry(usable_isas().back()).kernels();
-  for (const IsaEntry& e : kEntries) {
-    if (e.name == forced) return usable_kernels(e.isa, "BITQWEN_ISA");
-  }
-  throw Error(ErrorKind::kArgument,
-              "BITQWEN_ISA asks for \"" + forced + "\", which is no instruction set that bitqwen knows",
-              "choose one of: " + names(usable_isas()));
-}
-
 std::atomic<const KernelTable*> live{nullptr};
 
 }  // namespace
@@ -176,10 +165,23 @@ std::vector<Isa> usable_isas() {
   return isas;
 }
 
+Isa choose_isa(std::string_view forced) {
+  if (forced.empty()) return usable_isas().back();
+  for (const IsaEntry& e : kEntries) {
+    if (e.name != forced) continue;
+    usable_kernels(e.isa, "BITQWEN_ISA");
+    return e.isa;
+  }
+  throw Error(
+      ErrorKind::kArgument,
+      "BITQWEN_ISA asks for \"" + std::string(forced) + "\", which is no instruction set that bitqwen knows",
+      "choose one of: " + names(usable_isas()));
+}
+
 const KernelTable& current_kernels() {
   const KernelTable* table = live.load(std::memory_order_acquire);
   if (!table) {
-    table = &choose();
+    table = &entry(choose_isa(forced_name())).kernels();
     live.store(table, std::memory_order_release);
   }
   return *table;
