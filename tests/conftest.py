@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.tiny_checkpoint import TinyCheckpoint, TinyModel, build
 
 from bitqwen.checkpoints import packages
 from bitqwen.errors import DownloadError
+from helpers.tiny_checkpoint import TinyCheckpoint, TinyModel, build
 
 MakeTinyCheckpoint = Callable[..., TinyCheckpoint]
 

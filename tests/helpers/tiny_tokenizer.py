@@ -16,7 +16,8 @@ QWEN2_WORDS = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -24,7 +25,7 @@ _WORDS = [
     "the quick brown fox jumps over the lazy dog; the dog did not mind, and the fox went on",
     "def add(left, right):\n    return left + right\n\nfor i in range(10):\n    print(add(i, 2 * i))\n",
     "A transformer reads tokens, attends to what came before, and writes the next token.",
-    "Über den Wolken: naïve café, señor, Ελλάδα, Москва, 東京の夜, 你好，世界 🙂 🚀",
+    "Über den Wolken: naïve café, señor, Ελλάδα, Москва, 東京の夜, 你好 世界 🙂 🚀",
     "In 1815 there were 36 letters, 4,096 words and 0.5 % of doubt; that's what they've said.",
 ]
 
