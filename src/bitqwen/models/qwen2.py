@@ -2,24 +2,57 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from bitqwen.errors import CheckpointError, UnsupportedModelError
 
+from .fields import Fields
 from .specification import TensorSpec, validate
 
-# Far above any real model: what a hostile configuration may make us plan for.
+# Above any real model, and small enough that a hostile configuration cannot make us plan for much.
 _MAX_WIDTH = 1 << 20
 _MAX_LAYERS = 1024
 _MAX_HEADS = 4096
-_MAX_VOCABULARY = 1 << 24
+_MAX_HEAD_DIM = 1024
+_MAX_VOCABULARY = 1 << 20
 _MAX_CONTEXT = 1 << 24
 
 # Old checkpoints store the rotary frequencies, which follow from rope_theta.
 IGNORED_TENSORS = ("rotary_emb.inv_freq",)
+
+# YaRN's further settings at the values that bitqwen runs: those of the paper.
+_YARN_CONSTANTS: dict[str, tuple[Any, ...]] = {
+    "attention_factor": (None,),
+    "beta_fast": (None, 32),
+    "beta_slow": (None, 1),
+    "mscale": (None,),
+    "mscale_all_dim": (None,),
+    "truncate": (None, True),
+}
+# What GGUF calls the fields of config.json.
+_GGUF_KEYS = {
+    "hidden_size": "qwen2.embedding_length",
+    "intermediate_size": "qwen2.feed_forward_length",
+    "num_hidden_layers": "qwen2.block_count",
+    "num_attention_heads": "qwen2.attention.head_count",
+    "num_key_value_heads": "qwen2.attention.head_count_kv",
+    "head_dim": "qwen2.attention.key_length",
+    "rms_norm_eps": "qwen2.attention.layer_norm_rms_epsilon",
+    "rope_theta": "qwen2.rope.freq_base",
+    "max_position_embeddings": "qwen2.context_length",
+    "is_causal": "qwen2.attention.causal",
+    "vocab_size": "the number of rows of token_embd.weight",
+}
+_GGUF_YARN_KEYS = {
+    "rope_type": "qwen2.rope.scaling.type",
+    "factor": "qwen2.rope.scaling.factor",
+    "original_max_position_embeddings": "qwen2.rope.scaling.original_context_length",
+    "attention_factor": "qwen2.rope.scaling.attn_factor",
+    "beta_fast": "qwen2.rope.scaling.yarn_beta_fast",
+    "beta_slow": "qwen2.rope.scaling.yarn_beta_slow",
+}
 
 
 @dataclass(frozen=True)
@@ -30,33 +63,24 @@ class YarnScaling:
     original_context: int
 
 
-class _Fields:
-    """Typed, bounded look-ups in a mapping that nobody has checked yet."""
-
-    def __init__(self, values: Mapping[str, Any], source: str) -> None:
-        self._values = values
-        self._source = source
-
-    def integer(self, key: str, high: int, default: int | None = None) -> int:
-        value = self._values.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
-            raise CheckpointError(
-                f"{self._source}: {key} is {value!r}; an integer from 1 to {high} is allowed"
-            )
-        return value
-
-    def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
-        value = self._values.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-            raise CheckpointError(
-                f"{self._source}: {key} is {value!r}; a number from {low} to {high} is allowed"
-            )
-        return float(value)
-
-
 @dataclass(frozen=True)
 class Qwen2Config:
-    """Hyperparameters, read from a checkpoint's own configuration and never from a size's name."""
+    """Hyperparameters, read from a checkpoint's own configuration and never from a size's name.
+
+    Attributes:
+        hidden_size: width of the residual stream.
+        intermediate_size: width of the MLP.
+        layers: transformer blocks.
+        heads: query heads.
+        kv_heads: key and value heads; divides ``heads``.
+        head_dim: width of a head.
+        vocab_size: rows of the embedding, padding included.
+        rms_norm_eps: RMSNorm's epsilon.
+        rope_theta: base of the rotary frequencies.
+        rope_scaling: YaRN, or None.
+        context_length: positions the model was trained for, before YaRN.
+        tied: whether the embedding is the output head too.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -82,30 +106,69 @@ class Qwen2Config:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], *, source: str = "config.json") -> Qwen2Config:
-        """From a Hugging Face ``config.json``, in the old or the new spelling of its rope settings.
+        """From a Hugging Face ``config.json``, as transformers 4 or 5 spells it.
 
         Raises:
-            UnsupportedModelError: sliding windows, another activation, or a rope scaling but YaRN.
+            UnsupportedModelError: a feature that bitqwen does not run: sliding windows, quantised weights,
+                another activation, another rope scaling than YaRN.
             CheckpointError: a value is missing or impossible.
         """
-        fields = _Fields(config, source)
-        if config.get("use_sliding_window"):
-            raise UnsupportedModelError(f"{source}: use_sliding_window is not supported")
-        if config.get("hidden_act", "silu") != "silu":
+        _refuse_unsupported(config, source)
+        fields = Fields(config, source)
+        rope = fields.mapping("rope_parameters")  # transformers 5: theta and scaling in one place
+        if any(isinstance(value, Mapping) for value in rope.values()):
+            raise UnsupportedModelError(f"{source}: rope_parameters by layer type are not supported")
+        scaling = rope if _scaling_kind(rope) else fields.mapping("rope_scaling")
+        # An absent theta is transformers' default.
+        theta = Fields({**config, **rope}, source).number("rope_theta", 1, 1e12, 10000.0)
+        context = fields.integer("max_position_embeddings", _MAX_CONTEXT)
+        return cls._build(fields, theta, _yarn(Fields(scaling, source), context, source), source)
+
+    @classmethod
+    def from_gguf(
+        cls, metadata: Mapping[str, Any], tensors: Mapping[str, Any], *, source: str = "the GGUF metadata"
+    ) -> Qwen2Config:
+        """From a GGUF file's metadata, and its tensors' shapes for what the metadata does not say.
+
+        Raises:
+            UnsupportedModelError: another architecture, or a feature that bitqwen does not run.
+            CheckpointError: a value is missing or impossible.
+        """
+        architecture = metadata.get("general.architecture")
+        if architecture != cls.architecture:
             raise UnsupportedModelError(
-                f"{source}: hidden_act {config['hidden_act']!r} is not supported; 'silu' is"
+                f"{source}: a model of architecture {architecture!r}; supported: qwen2 (Qwen2, Qwen2.5)"
             )
+        embedding = tensors.get("token_embd.weight")
+        if embedding is None or len(embedding.shape) != 2:
+            raise CheckpointError(f"{source}: the file has no matrix token_embd.weight")
+        values = {key: metadata.get(spelled) for key, spelled in _GGUF_KEYS.items()}
+        values["vocab_size"] = embedding.shape[0]
+        values["tie_word_embeddings"] = "output.weight" not in tensors
+        fields = Fields(values, source, _GGUF_KEYS)
+        yarn = Fields(
+            {key: metadata.get(spelled) for key, spelled in _GGUF_YARN_KEYS.items()}, source, _GGUF_YARN_KEYS
+        )
+        if not fields.flag("is_causal", True):
+            raise UnsupportedModelError(f"{source}: qwen2.attention.causal false is not supported")
+        theta = fields.number("rope_theta", 1, 1e12, 10000.0)
+        context = fields.integer("max_position_embeddings", _MAX_CONTEXT)
+        return cls._build(fields, theta, _yarn(yarn, context, source), source)
+
+    @classmethod
+    def _build(cls, fields: Fields, theta: float, scaling: YarnScaling | None, source: str) -> Qwen2Config:
         hidden = fields.integer("hidden_size", _MAX_WIDTH)
         heads = fields.integer("num_attention_heads", _MAX_HEADS)
         kv_heads = fields.integer("num_key_value_heads", _MAX_HEADS, heads)
         if heads % kv_heads:
             raise CheckpointError(f"{source}: {kv_heads} key/value heads do not divide {heads} heads")
-        if not config.get("head_dim") and hidden % heads:
+        if fields.get("head_dim") is None and hidden % heads:
             raise CheckpointError(f"{source}: {heads} heads do not divide the hidden size {hidden}")
-        head_dim = fields.integer("head_dim", 1024) if config.get("head_dim") else hidden // heads
-        context = fields.integer("max_position_embeddings", _MAX_CONTEXT)
-        rope = config.get("rope_parameters") or {}  # transformers 5: theta and scaling in one place
-        scaling = rope if rope.get("rope_type", "default") != "default" else config.get("rope_scaling")
+        head_dim = fields.integer("head_dim", _MAX_HEAD_DIM, hidden // heads)
+        if head_dim % 2:
+            raise CheckpointError(
+                f"{source}: heads are {head_dim} values wide; an even number is allowed, for rotary embedding"
+            )
         return cls(
             hidden_size=hidden,
             intermediate_size=fields.integer("intermediate_size", _MAX_WIDTH),
@@ -115,53 +178,10 @@ class Qwen2Config:
             head_dim=head_dim,
             vocab_size=fields.integer("vocab_size", _MAX_VOCABULARY),
             rms_norm_eps=fields.number("rms_norm_eps", 0, 1),
-            rope_theta=_Fields({**config, **rope}, source).number("rope_theta", 1, 1e12, 10000.0),
-            rope_scaling=_yarn(scaling, context, source),
-            context_length=context,
-            tied=bool(config.get("tie_word_embeddings", False)),
-        )
-
-    @classmethod
-    def from_gguf(cls, metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> Qwen2Config:
-        """From a GGUF file's metadata and tensors.
-
-        Raises:
-            UnsupportedModelError: another architecture or rope scaling.
-            CheckpointError: a value is missing or impossible.
-        """
-        architecture = metadata.get("general.architecture")
-        if architecture != "qwen2":
-            raise UnsupportedModelError(
-                f"the file holds a model of architecture {architecture!r}; supported: qwen2 (Qwen2, Qwen2.5)"
-            )
-        if "token_embd.weight" not in tensors:
-            raise CheckpointError("the file has no tensor token_embd.weight")
-        prefix = "qwen2."
-        scaling = None
-        if metadata.get(f"{prefix}rope.scaling.type", "none") != "none":
-            scaling = {
-                "type": metadata[f"{prefix}rope.scaling.type"],
-                "factor": metadata.get(f"{prefix}rope.scaling.factor"),
-                "original_max_position_embeddings": metadata.get(
-                    f"{prefix}rope.scaling.original_context_length"
-                ),
-            }
-        return cls.from_hf(
-            {
-                "hidden_size": metadata.get(f"{prefix}embedding_length"),
-                "intermediate_size": metadata.get(f"{prefix}feed_forward_length"),
-                "num_hidden_layers": metadata.get(f"{prefix}block_count"),
-                "num_attention_heads": metadata.get(f"{prefix}attention.head_count"),
-                "num_key_value_heads": metadata.get(f"{prefix}attention.head_count_kv"),
-                "head_dim": metadata.get(f"{prefix}attention.key_length"),
-                "vocab_size": tensors["token_embd.weight"].shape[0],
-                "rms_norm_eps": metadata.get(f"{prefix}attention.layer_norm_rms_epsilon"),
-                "rope_theta": metadata.get(f"{prefix}rope.freq_base", 10000.0),
-                "rope_scaling": scaling,
-                "max_position_embeddings": metadata.get(f"{prefix}context_length"),
-                "tie_word_embeddings": "output.weight" not in tensors,
-            },
-            source="the GGUF metadata",
+            rope_theta=theta,
+            rope_scaling=scaling,
+            context_length=fields.integer("max_position_embeddings", _MAX_CONTEXT),
+            tied=fields.flag("tie_word_embeddings"),
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -248,28 +268,67 @@ class Qwen2Config:
         return specs
 
     def validate(self, shapes: Mapping[str, tuple[int, ...]], *, source: str) -> None:
-        """Checks a checkpoint's tensors (HF names).
+        """Compares a checkpoint's tensors (Hugging Face's names) with these settings.
 
         Raises:
             CheckpointError: names what is missing, unexpected or mis-shaped, with what was expected.
         """
-        validate(self.tensors(), shapes, source=source, ignored=IGNORED_TENSORS)
+        validate(
+            {spec.hf_name: spec for spec in self.tensors()}, shapes, source=source, ignored=IGNORED_TENSORS
+        )
+
+    def validate_gguf(self, shapes: Mapping[str, tuple[int, ...]], *, source: str) -> None:
+        """Compares a GGUF file's tensors (GGUF's names) with these settings.
+
+        Raises:
+            CheckpointError: names what is missing, unexpected or mis-shaped, with what was expected.
+        """
+        validate({spec.gguf_name: spec for spec in self.tensors()}, shapes, source=source)
 
 
-def _yarn(scaling: Mapping[str, Any] | None, context: int, source: str) -> YarnScaling | None:
-    if not scaling:
-        return None
-    kind = scaling.get("rope_type", scaling.get("type"))
-    if kind in (None, "default"):
+def _refuse_unsupported(config: Mapping[str, Any], source: str) -> None:
+    """Raises UnsupportedModelError for what would run and give wrong results."""
+    layer_types = config.get("layer_types")
+    other_layers = isinstance(layer_types, list) and any(kind != "full_attention" for kind in layer_types)
+    if config.get("use_sliding_window") or other_layers:
+        raise UnsupportedModelError(
+            f"{source}: use_sliding_window (attention to the last positions only) is not supported",
+            hint="Qwen2.5's own checkpoints do not use it.",
+        )
+    if config.get("hidden_act", "silu") != "silu":
+        raise UnsupportedModelError(
+            f"{source}: hidden_act {config['hidden_act']!r} is not supported; 'silu' is"
+        )
+    if config.get("is_causal") is False:
+        raise UnsupportedModelError(f"{source}: is_causal false (an embedding model) is not supported")
+    quantised = config.get("quantization_config")
+    method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
+    if method is not None and method != "bitnet":  # BitNet's checkpoints hold ordinary values
+        raise UnsupportedModelError(
+            f"{source}: weights quantised by {method!r} are not supported",
+            hint="Convert the original checkpoint, in bf16, f16 or f32.",
+        )
+
+
+def _scaling_kind(scaling: Mapping[str, Any]) -> Any:
+    """The rope scaling's type; None if there is no scaling."""
+    kind = scaling.get("rope_type") or scaling.get("type")
+    return None if kind in ("default", "none") else kind
+
+
+def _yarn(scaling: Fields, context: int, source: str) -> YarnScaling | None:
+    kind = _scaling_kind({key: scaling.get(key) for key in ("rope_type", "type")})
+    if kind is None:
         return None
     if kind != "yarn":
         raise UnsupportedModelError(f"{source}: rope scaling {kind!r} is not supported; 'yarn' is")
-    fields = _Fields(scaling, source)
-    factor = fields.number("factor", 1, 1024)
-    if scaling.get("original_max_position_embeddings") is not None:
-        original = fields.integer("original_max_position_embeddings", _MAX_CONTEXT)
-    else:
-        original = context
-    if not math.isfinite(factor):
-        raise CheckpointError(f"{source}: rope scaling factor {factor!r} is not a number")
-    return YarnScaling(factor, original)
+    for key, supported in _YARN_CONSTANTS.items():
+        if scaling.get(key) not in supported:
+            raise UnsupportedModelError(
+                f"{source}: YaRN with {scaling.spelled(key)} {scaling.get(key)!r} is not supported; "
+                f"{supported[-1] if len(supported) > 1 else 'leaving it out'} is"
+            )
+    return YarnScaling(
+        factor=scaling.number("factor", 1, 1024),
+        original_context=scaling.integer("original_max_position_embeddings", _MAX_CONTEXT, context),
+    )

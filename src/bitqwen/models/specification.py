@@ -28,17 +28,17 @@ def _listed(items: list[str]) -> str:
 
 
 def validate(
-    specs: Iterable[TensorSpec],
+    specs: Mapping[str, TensorSpec],
     shapes: Mapping[str, tuple[int, ...]],
     *,
     source: str,
     ignored: Iterable[str] = (),
 ) -> None:
-    """Compares a checkpoint's tensors (HF names and shapes) with a specification.
+    """Compares a checkpoint's tensors with a specification, in either spelling of the names.
 
     Args:
-        specs: what is expected.
-        shapes: what is there.
+        specs: what is expected, by name.
+        shapes: what is there, by name.
         source: the checkpoint, for messages.
         ignored: endings of names that may be present and are not read.
 
@@ -47,8 +47,7 @@ def validate(
             expected.
     """
     problems: list[str] = []
-    expected = {spec.hf_name: spec for spec in specs}
-    for name, spec in expected.items():
+    for name, spec in specs.items():
         if name not in shapes:
             if not spec.optional:
                 problems.append(f"{name} is missing (expected {list(spec.shape)})")
@@ -58,10 +57,11 @@ def validate(
     problems += [
         f"{name} is not part of this architecture"
         for name in shapes
-        if name not in expected and not (endings and name.endswith(endings))
+        if name not in specs and not (endings and name.endswith(endings))
     ]
     if problems:
+        allowed = f" Further tensors may only end in {', '.join(endings)}." if endings else ""
         raise CheckpointError(
             f"{source} does not fit its configuration: {_listed(problems)}",
-            hint="Check that config.json belongs to these weights and that no shard is missing.",
+            hint=f"Check that the configuration belongs to these weights and no file is missing.{allowed}",
         )
