@@ -7,8 +7,8 @@ from text_corpus import CONTROL, USER_DEFINED, strings
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from bitqwen.generation.bpe import PRE_TOKENIZERS
 from bitqwen.generation.tokenizer import Tokenizer, TokenType
+from bitqwen.gguf.pre_tokenizers import PRE_TOKENIZERS
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,7 @@ def small_bpe() -> Backend:
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PRE_TOKENIZERS["qwen2"][0]), behavior="isolated"),
+            pre_tokenizers.Split(Regex(PRE_TOKENIZERS["qwen2"].words), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -9,18 +9,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from bitqwen.errors import ModelFileError, UnsupportedModelError
+from bitqwen.gguf.pre_tokenizers import PRE_TOKENIZERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import tokenizers
-
-_QWEN2_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# tokenizer.ggml.pre -> (how text is cut into words, whether it is brought to NFC first).
-PRE_TOKENIZERS = {"qwen2": (_QWEN2_WORDS, True), "deepseek-r1-qwen": (_QWEN2_WORDS, False)}
 
 
 @contextmanager
