@@ -2,7 +2,9 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
-#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <new>
 
 #include "bindings/bindings.h"
 #include "errors.h"
@@ -26,7 +28,9 @@ constexpr int64_t kValuesPerTask = 1 << 16;
 
 nb::object text(std::string_view bytes) {
   // Metadata is UTF-8 by specification; a damaged string must not keep the file from being inspected.
-  return nb::steal(PyUnicode_DecodeUTF8(bytes.data(), static_cast<Py_ssize_t>(bytes.size()), "replace"));
+  PyObject* object = PyUnicode_DecodeUTF8(bytes.data(), static_cast<Py_ssize_t>(bytes.size()), "replace");
+  if (!object) nb::raise_python_error();
+  return nb::steal(object);
 }
 
 nb::object to_python(const Value& value) {
@@ -36,15 +40,37 @@ nb::object to_python(const Value& value) {
     case ValueType::kFloat32:
     case ValueType::kFloat64: return nb::float_(value.as_float());
     case ValueType::kArray: break;
+    case ValueType::kUint64: return nb::int_(value.as_unsigned());
     default: return nb::int_(value.as_integer());
   }
   nb::list list;
   if (value.element == ValueType::kString) {
     for (const std::string_view item : value.as_strings()) list.append(text(item));
-  } else if (value.element != ValueType::kArray) {
+  } else if (value.element == ValueType::kArray) {
+    for (const Value& item : value.as_arrays()) list.append(to_python(item));
+  } else {
     for (uint64_t i = 0; i < value.count; ++i) list.append(to_python(value.at(i)));
   }
   return list;
+}
+
+const Value& value_of(const File& file, std::string_view key) {
+  file.check_unchanged();
+  const Value* value = file.find(key);
+  if (!value) throw nb::key_error(std::string(key).c_str());
+  return *value;
+}
+
+// A file's name need not be UTF-8: Python holds the other bytes as surrogates.
+std::string path_bytes(nb::handle path) {
+  PyObject* bytes = nullptr;
+  if (!PyUnicode_FSConverter(path.ptr(), &bytes)) {
+    if (!PyErr_ExceptionMatches(PyExc_ValueError)) nb::raise_python_error();
+    PyErr_Clear();
+    throw Error(ErrorKind::kArgument, "a path cannot have a zero byte in it", "Check the path.");
+  }
+  const auto owner = nb::steal<nb::bytes>(bytes);
+  return {owner.c_str(), owner.size()};
 }
 
 const TensorInfo& tensor_named(const File& file, std::string_view name) {
@@ -57,7 +83,14 @@ using Floats = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 Floats new_floats(int64_t rows, int64_t cols) {
-  auto* data = new float[static_cast<size_t>(rows * cols)];
+  const auto values = static_cast<size_t>(rows) * static_cast<size_t>(cols);
+  float* data = new (std::nothrow) float[values];
+  if (!data) {
+    throw Error(ErrorKind::kResource,
+                "too little memory for " + std::to_string(rows) + " x " + std::to_string(cols) +
+                    " float32 values (" + std::to_string(values / 250'000'000) + " GB)",
+                "Read fewer rows at a time.");
+  }
   nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
   return Floats(data, {static_cast<size_t>(rows), static_cast<size_t>(cols)}, owner);
 }
@@ -66,8 +99,11 @@ Floats dequantize_view(const TensorView& view, int threads) {
   Floats out = new_floats(view.rows, view.cols);
   {
     nb::gil_scoped_release release;
-    ThreadPool pool(threads);
     const int64_t grain = std::max<int64_t>(1, kValuesPerTask / view.cols);
+    const int64_t tasks = (view.rows + grain - 1) / grain;
+    // A thread costs more than a small tensor takes.
+    ThreadPool pool(static_cast<int>(
+        std::clamp<int64_t>(threads > 0 ? threads : available_cores(), 1, std::max<int64_t>(1, tasks))));
     pool.parallel_for(view.rows, grain, [&](int64_t begin, int64_t end, int) {
       gguf::dequantize(view.type, view.row(begin), (end - begin) * view.cols, out.data() + begin * view.cols);
     });
@@ -86,7 +122,14 @@ nb::tuple tensor_tuple(const TensorInfo& tensor) {
 void bind_gguf(nb::module_& m) {
   nb::class_<File>(m, "GgufFile",
                    "A GGUF file, mapped read-only; every count and offset is checked when it is opened.")
-      .def(nb::init<const std::string&>(), "path"_a)
+      .def(
+          "__init__",
+          [](File* self, nb::handle path) {
+            const std::string name = path_bytes(path);
+            nb::gil_scoped_release release;
+            new (self) File(name);
+          },
+          "path"_a)
       .def_prop_ro("path", &File::path)
       .def_prop_ro("size", &File::size)
       .def_prop_ro("version", &File::version)
@@ -99,20 +142,14 @@ void bind_gguf(nb::module_& m) {
              return keys;
            })
       .def(
-          "value",
-          [](const File& file, std::string_view key) -> nb::object {
-            const Value* value = file.find(key);
-            if (!value) throw nb::key_error(std::string(key).c_str());
-            return to_python(*value);
-          },
+          "value", [](const File& file, std::string_view key) { return to_python(value_of(file, key)); },
           "key"_a, "The value of a metadata key; KeyError when the file has none.")
       .def(
           "value_type",
-          [](const File& file, std::string_view key) -> nb::object {
-            const Value* value = file.find(key);
-            if (!value) throw nb::key_error(std::string(key).c_str());
-            return nb::make_tuple(static_cast<uint32_t>(value->type), static_cast<uint32_t>(value->element),
-                                  value->count);
+          [](const File& file, std::string_view key) {
+            const Value& value = value_of(file, key);
+            return nb::make_tuple(static_cast<uint32_t>(value.type), static_cast<uint32_t>(value.element),
+                                  value.count);
           },
           "key"_a, "(value type, element type, count) of a metadata key, without reading it.")
       .def(
@@ -154,6 +191,7 @@ void bind_gguf(nb::module_& m) {
           "release",
           [](const File& file, std::string_view name) { file.release(file.view(tensor_named(file, name))); },
           "name"_a, "Lets the system drop the tensor's pages from this process.")
+      .def("type_name", &File::type_name, "type"_a, "A readable name for a tensor type of this file.")
       .def("check_unchanged", &File::check_unchanged);
 
   m.def(
@@ -161,9 +199,10 @@ void bind_gguf(nb::module_& m) {
       [](uint32_t type, const Bytes& bytes, int64_t rows, int64_t cols, int threads) {
         const gguf::TypeInfo* info = gguf::find_type(type);
         if (!info) throw Error(ErrorKind::kArgument, "tensor type " + std::to_string(type) + " is not known");
-        if (rows < 0 || cols < 1 || cols % info->block_size ||
-            static_cast<uint64_t>(rows) > bytes.size() / (cols / info->block_size * info->block_bytes) ||
-            static_cast<uint64_t>(rows) * (cols / info->block_size * info->block_bytes) != bytes.size()) {
+        const uint64_t blocks = bytes.size() / info->block_bytes;  // rows * (cols / block size), if they fit
+        const bool whole = cols > 0 && cols % info->block_size == 0 && bytes.size() % info->block_bytes == 0;
+        const uint64_t row_blocks = whole ? static_cast<uint64_t>(cols) / info->block_size : 1;
+        if (!whole || rows < 0 || blocks % row_blocks || blocks / row_blocks != static_cast<uint64_t>(rows)) {
           throw Error(ErrorKind::kArgument, std::to_string(bytes.size()) + " bytes are not a " +
                                                 std::string(info->name) + " matrix of " +
                                                 std::to_string(rows) + " x " + std::to_string(cols));
@@ -182,7 +221,7 @@ void bind_gguf(nb::module_& m) {
       "type"_a, nb::sig("def type_info(type: int) -> tuple[str, int, int] | None"),
       "(name, values in a block, bytes of a block), or None for a type that this build does not read.");
   m.def(
-      "type_name", [](uint32_t type) { return text(gguf::known_type_name(type)); }, "type"_a,
+      "type_name", [](uint32_t type) { return gguf::known_type_name(type); }, "type"_a,
       "A readable name for any type id.");
 }
 

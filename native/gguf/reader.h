@@ -3,10 +3,9 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <string_view>
-#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "gguf/tensor.h"
@@ -20,18 +19,20 @@ struct TensorInfo {
   uint32_t type_id = 0;
   std::vector<int64_t> dimensions;  // innermost first, as in the file: 1 to 4
   uint64_t offset = 0;              // from the file's beginning
-  uint64_t bytes = 0;               // 0 when the type is unknown
+  uint64_t bytes = 0;               // of a type that this build does not read: the room up to the next tensor
 };
 
 class File {
  public:
   /// Maps and checks the header. Throws Error(kFile) when the file cannot be read, Error(kFormat) when
   /// it is not what GGUF says, Error(kUnsupported) for a version this build does not read.
+  /// Tensors of types that this build does not read are listed, and refused by view().
   explicit File(const std::string& path);
   ~File();
   File(const File&) = delete;
   File& operator=(const File&) = delete;
 
+  /// The path as text: bytes of it that are not UTF-8 are replaced by '?'.
   const std::string& path() const { return path_; }
   uint64_t size() const { return size_; }
   uint32_t version() const { return version_; }
@@ -49,12 +50,18 @@ class File {
   TensorView view(const TensorInfo& tensor) const;
 
   /// Throws Error(kFile) when the file has another size or modification time than when it was opened.
+  /// To be called before bytes are read: reading what was cut off since ends the process (SIGBUS).
   void check_unchanged() const;
+  /// A readable name for a tensor type, known or not, as the file's own writer meant it.
+  std::string type_name(uint32_t id) const;
   /// Tells the system that these bytes will not be needed again soon.
   void release(const TensorView& tensor) const;
 
  private:
   void read_header();
+  void read_alignment(const Cursor& in);
+  void place_tensors(const Cursor& in);
+  std::string origin() const;
 
   std::string path_;
   int descriptor_ = -1;
@@ -65,9 +72,9 @@ class File {
   uint64_t alignment_ = 32;
   uint64_t data_offset_ = 0;
   std::vector<std::pair<std::string_view, Value>> metadata_;
-  std::unordered_map<std::string_view, size_t> keys_;
+  std::vector<uint32_t> metadata_by_key_;  // positions in metadata_
   std::vector<TensorInfo> tensors_;
-  std::unordered_map<std::string_view, size_t> names_;
+  std::vector<uint32_t> tensors_by_name_;  // positions in tensors_
 };
 
 }  // namespace bitqwen::gguf

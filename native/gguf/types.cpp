@@ -29,7 +29,7 @@ struct Foreign {
   uint32_t id;
   std::string_view name;
 };
-constexpr std::array<Foreign, 24> kForeign = {{
+constexpr std::array<Foreign, 25> kForeign = {{
     {9, "Q8_1"},
     {15, "Q8_K"},
     {16, "IQ2_XXS"},
@@ -52,6 +52,7 @@ constexpr std::array<Foreign, 24> kForeign = {{
     {39, "MXFP4"},
     {40, "NVFP4"},
     {41, "Q1_0"},
+    {142, "PQ2_0 (Prism)"},
     {4, "Q4_2 (retired)"},
     {5, "Q4_3 (retired)"},
 }};

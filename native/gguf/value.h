@@ -7,6 +7,8 @@
 #include <string_view>
 #include <vector>
 
+#include "gguf/cursor.h"
+
 namespace bitqwen::gguf {
 
 enum class ValueType : uint32_t {
@@ -33,18 +35,29 @@ struct Value {
   ValueType element = ValueType::kUint8;  // of an array
   uint64_t count = 1;                     // elements of an array
   std::span<const uint8_t> bytes;         // the value, or the array's elements, as they lie in the file
+  std::string_view key;                   // whose value it is, for messages
 
   bool is_number() const;
   bool is_integer() const;
   /// Each throws Error(kFormat) when the value is of another kind or out of the result's range.
   int64_t as_integer() const;
+  uint64_t as_unsigned() const;
   double as_float() const;
   bool as_bool() const;
   std::string_view as_string() const;
   /// The elements of an array of strings, as views into the file.
   std::vector<std::string_view> as_strings() const;
+  /// The elements of an array of arrays.
+  std::vector<Value> as_arrays() const;
   /// Element `index` of an array of numbers, as a value of its own.
   Value at(uint64_t index) const;
+
+ private:
+  [[noreturn]] void wrong_kind(const char* wanted) const;
+  std::string subject() const;
 };
+
+/// Reads the value that follows, checked to its end; throws Error(kFormat).
+Value read_value(Cursor& in, ValueType type, std::string_view key);
 
 }  // namespace bitqwen::gguf

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from .reader import GGUFFile, TensorInfo
-from .types import TensorType, TypeInfo, tensor_bytes, type_info
-from .writer import GGUFWriter
+from .reader import GGUFFile, Metadata, TensorInfo
+from .types import TensorType, TypeInfo, ValueType, tensor_bytes, type_info
+from .writer import GGUFWriter, check_disk_space
 
-__all__ = ["GGUFFile", "GGUFWriter", "TensorInfo", "TensorType", "TypeInfo", "tensor_bytes", "type_info"]
+__all__ = [
+    "GGUFFile",
+    "GGUFWriter",
+    "Metadata",
+    "TensorInfo",
+    "TensorType",
+    "TypeInfo",
+    "ValueType",
+    "check_disk_space",
+    "tensor_bytes",
+    "type_info",
+]

@@ -11,13 +11,14 @@ import numpy.typing as npt
 
 from bitqwen import _native
 
-from .types import TensorType
+from .types import TensorType, ValueType
 
 
 class TensorInfo(NamedTuple):
     """One tensor of a file; ``shape`` in numpy's order, ``offset`` in bytes from the file's beginning.
 
-    ``type`` is a plain ``int`` when bitqwen does not read that type; ``nbytes`` is then 0.
+    ``type`` is a plain ``int`` when bitqwen does not read that type; ``nbytes`` is then the room up to the
+    next tensor. ``type_name`` is readable either way: "Q4_K", "MXFP4".
     """
 
     name: str
@@ -25,10 +26,15 @@ class TensorInfo(NamedTuple):
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    type_name: str
 
 
 class Metadata(Mapping[str, Any]):
-    """A file's metadata; a value is decoded when it is first asked for."""
+    """A file's metadata; a value is decoded when it is first asked for.
+
+    Integers, floats, booleans and strings come as Python's; arrays as lists. A string's bytes that are not
+    UTF-8 are replaced by U+FFFD.
+    """
 
     def __init__(self, file: _native.GgufFile) -> None:
         self._file = file
@@ -50,11 +56,21 @@ class Metadata(Mapping[str, Any]):
 
     def length(self, key: str) -> int:
         """Elements of an array value, without decoding it; 1 for anything else."""
-        return int(self._file.value_type(key)[2])
+        return self._file.value_type(key)[2]
+
+    def value_type(self, key: str) -> ValueType:
+        """The type of a value as the file declares it; of an array, its elements' type."""
+        kind, element, _ = self._file.value_type(key)
+        return ValueType(element if kind == ValueType.ARRAY else kind)
 
 
 class GGUFFile:
     """A GGUF file, mapped read-only.
+
+    Attributes:
+        path: the file's path.
+        metadata: keys and values, in the file's order.
+        tensors: every tensor by name, in the file's order, those of types that bitqwen does not read too.
 
     Raises:
         ModelFileError: the file cannot be read, is cut off, or is not what the format says.
@@ -69,7 +85,8 @@ class GGUFFile:
         known = set(TensorType)
         for name, type_id, shape, offset, nbytes in self._file.tensors():
             tensor_type = TensorType(type_id) if type_id in known else type_id
-            self.tensors[name] = TensorInfo(name, tensor_type, shape, offset, nbytes)
+            type_name = self._file.type_name(type_id)
+            self.tensors[name] = TensorInfo(name, tensor_type, shape, offset, nbytes, type_name)
 
     @property
     def native(self) -> _native.GgufFile:
@@ -79,7 +96,7 @@ class GGUFFile:
     @property
     def nbytes(self) -> int:
         """The file's size in bytes."""
-        return int(self._file.size)
+        return self._file.size
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """The tensor's bytes as they lie in the file, not copied.

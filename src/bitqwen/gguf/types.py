@@ -1,4 +1,4 @@
-"""Tensor types: their ids are the mainline's; their layouts come from the native table."""
+"""Types of tensors and of metadata values: ids are the mainline's; layouts come from the native table."""
 
 from __future__ import annotations
 
@@ -30,6 +30,24 @@ class TensorType(IntEnum):
     TQ1_0 = 34
     TQ2_0 = 35
     Q2_0 = 42
+
+
+class ValueType(IntEnum):
+    """The types of metadata values."""
+
+    UINT8 = 0
+    INT8 = 1
+    UINT16 = 2
+    INT16 = 3
+    UINT32 = 4
+    INT32 = 5
+    FLOAT32 = 6
+    BOOL = 7
+    STRING = 8
+    ARRAY = 9
+    UINT64 = 10
+    INT64 = 11
+    FLOAT64 = 12
 
 
 class TypeInfo(NamedTuple):
