@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitqwen.errors import CheckpointError
 from bitqwen.gguf import GGUFFile, TensorType, keys
-from bitqwen.models.qwen2 import Qwen2Config
+from bitqwen.models.registry import config_from_gguf
 
-from .checkpoint import Checkpoint, Provenance
-from .tokenizer_data import TokenizerData
+from .checkpoint import Checkpoint, Provenance, file_sha256
+from .tokenizer_data import TokenizerData, stop_ids
 
 
 class GGUFCheckpoint(Checkpoint):
@@ -22,19 +21,18 @@ class GGUFCheckpoint(Checkpoint):
     Raises:
         ModelFileError: the file cannot be read or is damaged.
         UnsupportedModelError: another architecture.
-        CheckpointError: it has tensors that its architecture does not.
+        CheckpointError: its tensors are not those that its metadata asks for.
     """
 
     def __init__(self, path: Path, provenance: Provenance | None = None) -> None:
         self.file = GGUFFile(path)
-        config = Qwen2Config.from_gguf(self.file.metadata, self.file.tensors)
+        config = config_from_gguf(self.file.metadata, self.file.tensors, source=str(path))
+        config.validate_gguf({name: info.shape for name, info in self.file.tensors.items()}, source=str(path))
         self.config = config.to_hf()
         self.provenance = provenance or Provenance(source=path.name, kind="gguf")
-        hf_name = {spec.gguf_name: spec.hf_name for spec in config.tensors()}
-        unknown = [name for name in self.file.tensors if name not in hf_name]
-        if unknown:
-            raise CheckpointError(f"{path}: tensor {unknown[0]!r} is not part of a qwen2 model")
-        self._gguf_name = {hf_name[name]: name for name in self.file.tensors}
+        self._gguf_name = {
+            spec.hf_name: spec.gguf_name for spec in config.tensors() if spec.gguf_name in self.file.tensors
+        }
 
     def names(self) -> list[str]:
         """Names of all tensors."""
@@ -57,6 +55,13 @@ class GGUFCheckpoint(Checkpoint):
         """Lets the system drop the tensor's pages."""
         self.file.release(self._gguf_name[name])
 
+    def same_bytes(self, first: str, second: str) -> bool:
+        """Whether two tensors are stored alike to the last bit."""
+        one, other = (self.file.tensors[self._gguf_name[name]] for name in (first, second))
+        if (one.type, one.shape) != (other.type, other.shape):
+            return False
+        return bool(np.array_equal(self.file.raw(one.name), self.file.raw(other.name)))
+
     def tokenizer(self) -> TokenizerData:
         """The tokenizer, from the metadata."""
         return TokenizerData.from_gguf_metadata(self.file.metadata)
@@ -69,10 +74,17 @@ class GGUFCheckpoint(Checkpoint):
 
     @property
     def generation_config(self) -> dict[str, Any]:
-        """The stop ids that the metadata names."""
-        return {"eos_token_id": list(self.tokenizer().stop_ids)}
+        """The stop ids and the recommended sampling settings that the metadata names."""
+        metadata = self.file.metadata
+        settings = {name: metadata.get(key) for name, key in keys.SAMPLING.items()}
+        settings["eos_token_id"] = stop_ids(metadata) or None
+        return {name: value for name, value in settings.items() if value is not None}
 
     @property
     def name(self) -> str:
         """``general.name``, or the file's."""
         return str(self.file.metadata.get(keys.NAME) or Path(self.file.path).stem)
+
+    def sha256(self) -> str:
+        """The file's digest."""
+        return self.provenance.sha256 or file_sha256(Path(self.file.path))

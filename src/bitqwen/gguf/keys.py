@@ -20,6 +20,15 @@ PADDING_ID = "tokenizer.ggml.padding_token_id"
 ADD_BOS = "tokenizer.ggml.add_bos_token"
 CHAT_TEMPLATE = "tokenizer.chat_template"
 
+# Recommended sampling settings, by their names in generation_config.json.
+SAMPLING = {
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+}
+
 # Ours: where a file came from and how it was made.
 BITQWEN_VERSION = "bitqwen.version"
 BITQWEN_SCHEME = "bitqwen.scheme"
