@@ -63,7 +63,7 @@ Debug = Annotated[
     bool,
     typer.Option(
         "--debug",
-        help="Show the stack trace of an error, and what convert does to each tensor (also: BITQWEN_DEBUG=1).",
+        help="Show the stack trace of an error, and what becomes of each tensor (also: BITQWEN_DEBUG=1).",
         callback=_set_debug,
         is_eager=True,
         expose_value=False,
@@ -81,8 +81,7 @@ Source = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="A folder with config.json and *.safetensors, a hub id such as Qwen/Qwen2.5-0.5B-Instruct, "
-        "or a .gguf file.",
+        help="A hub id such as Qwen/Qwen2.5-0.5B-Instruct, or package:NAME.",
         show_default=False,
     ),
 ]
@@ -104,7 +103,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A .gguf file, a checkpoint folder or a hub id.",
+        help="A .gguf file, or else a checkpoint folder or hub id, which is converted to w4 first.",
         show_default=False,
     ),
 ]
