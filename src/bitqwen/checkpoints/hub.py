@@ -5,50 +5,148 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from bitqwen.errors import DownloadError
+from bitqwen.errors import BitqwenError, DownloadError, ResourceError
 
-_WANTED = ["*.safetensors", "*.json", "merges.txt", "vocab.json", "*.jinja", "LICENSE*"]
+# What a checkpoint consists of. Pickled weights are not even fetched; subfolders hold other formats.
+_WANTED = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "LICENSE*"]
+_UNWANTED = ["*/*"]
+_NO_SPACE = 28  # errno.ENOSPC
 
 
 def fetch(
     repository: str, *, revision: str | None = None, token: str | None = None, offline: bool = False
 ) -> tuple[Path, str]:
-    """Downloads what a checkpoint needs (no pickled weights); returns its folder and commit.
+    """Downloads a checkpoint into the hub's own cache, or finds it there.
+
+    An interrupted download resumes; what is there already is not fetched again.
+
+    Args:
+        repository: ``owner/name``.
+        revision: a branch, tag or commit; default: the main branch.
+        token: for gated and private repositories; default: HF_TOKEN, or what ``hf auth login`` stored.
+        offline: use only the cache; so does the environment's HF_HUB_OFFLINE=1.
+
+    Returns:
+        The snapshot's folder, and its commit.
 
     Raises:
-        DownloadError: not found, gated, no network, or not in the cache when ``offline``.
+        DownloadError: not found, gated, no network, or not in the cache when offline.
+        UnsupportedModelError: the repository has only pickled weights.
+        ResourceError: the disk is full.
     """
     import huggingface_hub as hub
-    from huggingface_hub import errors
 
     try:
         folder = Path(
             hub.snapshot_download(
-                repository, revision=revision, token=token, local_files_only=offline, allow_patterns=_WANTED
+                repository,
+                revision=revision,
+                token=token,
+                local_files_only=offline,
+                allow_patterns=_WANTED,
+                ignore_patterns=_UNWANTED,
             )
         )
-    except errors.GatedRepoError as error:
-        raise DownloadError(
-            f"{repository} is gated", hint="Accept its terms on its page, then pass --token or set HF_TOKEN."
-        ) from error
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        at = f" at revision {revision}" if revision else ""
-        raise DownloadError(
-            f"the hub has no repository {repository}{at}",
-            hint="Check the spelling; a private repository needs --token or HF_TOKEN.",
-        ) from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise DownloadError(
-            f"{repository} is not in the local cache, and the hub cannot be reached"
-            + (" (offline mode)" if offline else ""),
-            hint="Check the network, or give a local checkpoint folder or .gguf file.",
-        ) from error
-    except (errors.HfHubHTTPError, OSError) as error:
-        raise DownloadError(
-            f"fetching {repository} failed: {str(error).splitlines()[0]}",
-            hint="Run the command again: the download resumes where it stopped.",
-        ) from error
+    except Exception as error:
+        translated = _translated(error, repository, revision, offline)
+        if translated is None:
+            raise
+        raise translated from error
+    if not any(folder.glob("*.safetensors")):
+        raise _no_weights(folder, repository, token)
     return folder, folder.name  # a snapshot's folder is named by its commit
+
+
+def _translated(
+    error: Exception, repository: str, revision: str | None, offline: bool
+) -> BitqwenError | None:
+    """The error for a user; None for what is none of the hub's."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return DownloadError(
+            f"{repository} is gated: its owner asks for an agreement first",
+            hint="Accept its terms on its page of the hub, then give --token or set HF_TOKEN.",
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return DownloadError(
+            f"{repository} has no revision {revision!r}", hint="Give a branch, a tag or a commit that it has."
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return DownloadError(
+            f"the hub has no repository {repository}, or it is private",
+            hint="Check the spelling; for a private repository give --token or set HF_TOKEN.",
+        )
+    if isinstance(error, errors.HFValidationError):
+        return DownloadError(
+            f"{repository!r} is no hub id", hint="An id is owner/name, such as Qwen/Qwen2.5-1.5B-Instruct."
+        )
+    if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
+        missing = f"{repository}{f' at revision {revision!r}' if revision else ''} is not in the local cache"
+        if offline or isinstance(_cause(error), errors.OfflineModeIsEnabled):
+            return DownloadError(
+                f"{missing} (not completely, at least), and offline mode forbids to fetch it",
+                hint="Leave out --offline, or unset HF_HUB_OFFLINE.",
+            )
+        return DownloadError(
+            f"{missing}, and the hub cannot be reached: {_reason(error)}",
+            hint="Check the network, or give a local checkpoint folder or .gguf file.",
+        )
+    if isinstance(error, OSError) and error.errno == _NO_SPACE:
+        return ResourceError(
+            f"the disk is full: {repository} could not be fetched completely",
+            hint="Free some space, or set HF_HOME to another disk; the download resumes where it stopped.",
+        )
+    # Every HTTP library that huggingface-hub has used derives its errors from OSError or from its own.
+    if isinstance(error, (errors.HfHubHTTPError, OSError)) or _is_http_error(error):
+        return DownloadError(
+            f"fetching {repository} failed: {_reason(error)}",
+            hint="Run the command again: the download resumes where it stopped.",
+        )
+    return None
+
+
+def _is_http_error(error: Exception) -> bool:
+    return any(
+        kind.__module__.split(".")[0] in {"httpx", "httpx2", "requests"} for kind in type(error).__mro__
+    )
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The innermost cause: what went wrong, not who noticed."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(_cause(error)).strip().splitlines()
+    return lines[0] if lines else type(_cause(error)).__name__
+
+
+def _no_weights(folder: Path, repository: str, token: str | None) -> BitqwenError:
+    """Why a repository's snapshot has no safetensors."""
+    import huggingface_hub as hub
+
+    from .huggingface import pickle_refusal, pickled_weights
+
+    try:
+        names = hub.HfApi(token=token).list_repo_files(repository, revision=folder.name)
+    except Exception:  # offline, most likely: say what is known
+        names = []
+    gguf = sorted(name for name in names if name.endswith(".gguf"))
+    if gguf:
+        return DownloadError(
+            f"{repository} holds GGUF files, not a checkpoint in safetensors",
+            hint=f"Fetch one ('hf download {repository} {gguf[0]}' prints where it lies) and give its path.",
+        )
+    pickled = pickled_weights(names)
+    if pickled:
+        return pickle_refusal(repository, pickled)
+    return DownloadError(
+        f"{repository} has no weights in safetensors",
+        hint="Give a repository with config.json and *.safetensors, such as Qwen/Qwen2.5-1.5B-Instruct.",
+    )
 
 
 def reachable(repository: str, *, token: str | None = None, timeout: float = 5.0) -> bool:

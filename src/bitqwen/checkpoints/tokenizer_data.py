@@ -14,6 +14,8 @@ from bitqwen.gguf.pre_tokenizers import PRE_TOKENIZERS
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 _MAX_TOKENS = 1 << 20
+# Ends of a turn and of a document. Files often name only one of them as a stop, and models write both.
+_END_NAMES = ("<|im_end|>", "<|endoftext|>")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class TokenizerData:
         merges: "left right", most frequent first.
         pre: the pre-tokenizer's name in GGUF.
         eos_id, bos_id, pad_id: special ids, if the model names them.
-        stop_ids: ids that end an answer, ``eos_id`` among them.
+        stop_ids: ids that end an answer: ``eos_id`` first, then those that the files list, then Qwen2's
+            ends of a turn and of a document if they are control tokens.
         add_bos: whether a prompt begins with ``bos_id``.
     """
 
@@ -109,7 +112,7 @@ class TokenizerData:
             eos_id=identifier(keys.EOS_ID),
             bos_id=identifier(keys.BOS_ID),
             pad_id=identifier(keys.PADDING_ID),
-            stop_ids=_checked_ids(stop_ids(metadata), len(tokens), "a stop id"),
+            stop_ids=_checked_ids([*stop_ids(metadata), *_ends(tokens, types)], len(tokens), "a stop id"),
             add_bos=bool(metadata.get(keys.ADD_BOS, False)),
         )
 
@@ -158,15 +161,18 @@ class TokenizerData:
             return by_text if by_text is not None else _checked_id(listed(key)[:1], count, key)
 
         eos = special("eos")
+        tokens = [texts.get(token, f"[PAD{token}]") for token in range(count)]
+        token_types = [types.get(token, UNUSED) for token in range(count)]
+        stops = [eos, *listed("eos_token_id"), *_ends(tokens, token_types)]
         return cls(
-            tokens=[texts.get(token, f"[PAD{token}]") for token in range(count)],
-            token_types=[types.get(token, UNUSED) for token in range(count)],
+            tokens=tokens,
+            token_types=token_types,
             merges=merges,
             pre=_pre_tokenizer(document),
             eos_id=eos,
             bos_id=special("bos"),
             pad_id=special("pad"),
-            stop_ids=_checked_ids([eos, *listed("eos_token_id")], count, "eos_token_id"),
+            stop_ids=_checked_ids(stops, count, "eos_token_id"),
             add_bos=settings.get("add_bos_token") is True,
         )
 
@@ -177,6 +183,12 @@ def stop_ids(metadata: Mapping[str, Any]) -> list[Any]:
     if not isinstance(ids, list):
         ids = [metadata.get(keys.EOS_ID), metadata.get(keys.EOT_ID)]
     return list(dict.fromkeys(token for token in ids if token is not None))
+
+
+def _ends(tokens: list[str], types: list[int]) -> list[int]:
+    """Ids of Qwen2's end tokens, where they are control tokens."""
+    control = {tokens[token]: token for token, kind in enumerate(types) if kind == CONTROL}
+    return [control[name] for name in _END_NAMES if name in control]
 
 
 def _strings(value: Any, name: str) -> list[str]:
