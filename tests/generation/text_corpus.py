@@ -12,11 +12,10 @@ import textwrap
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_prefix|>"]
 USER_DEFINED = ["<tool_call>", "</tool_call>"]
 
-WORDS = (
-    "the The I'm we'LL DON'T it's naïve café Straße ﬁ Ǆ \u017f İ 123 4567 3.14 ١٢٣ ④ Ⅷ ½ 日本語 中文字 한국어 "
-    "ไทย हिन्दी العربية עברית 🎉 👩\u200d👩\u200d👧 🇩🇪 é e\u0301 Å \u212b ﷺ <|im_end|> <|endoftext|> <tool_call> "
-    "</tool_call> <| |> \u200b \u00ad \ufeff \u2028 \x00 \x7f \x1b[0m != == -> :: // /* */ {} ;;"
-).split(" ")  # noqa: SIM905 - a list literal would be a page long
+_ASCII = "the The I'm we'LL DON'T it's 123 4567 3.14 != == -> :: // /* */ {} ;; <| |> \x00 \x7f \x1b[0m"
+_LATIN = "naïve café Straße ﬁ Ǆ \u017f İ ١٢٣ ④ Ⅷ ½ é e\u0301 Å \u212b ﷺ \u200b \u00ad \ufeff \u2028"
+_OTHER = "日本語 中文字 한국어 ไทย हिन्दी العربية עברית 🎉 👩\u200d👩\u200d👧 🇩🇪"
+WORDS = [*_ASCII.split(" "), *_LATIN.split(" "), *_OTHER.split(" "), *CONTROL, *USER_DEFINED]
 SPACES = [
     " ",
     "  ",
