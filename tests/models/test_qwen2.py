@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitqwen.errors import BitqwenError, CheckpointError, UnsupportedModelError
@@ -219,6 +219,7 @@ class TestFromHuggingFace:
     def test_settings_without_effect_are_accepted(self, changes: dict[str, Any]) -> None:
         assert Qwen2Config.from_hf(config_json(**changes)) == Qwen2Config.from_hf(config_json())
 
+    @settings(deadline=None)
     @given(st.data())
     def test_no_configuration_makes_it_crash_or_plan_for_much(self, data: st.DataObject) -> None:
         json_values = st.recursive(
