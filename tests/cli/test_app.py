@@ -34,6 +34,13 @@ def test_every_error_has_a_documented_exit_code() -> None:
     assert {kind.exit_code for kind in classes} | {0} == set(EXIT_CODES)
 
 
+def test_the_longest_answer_is_the_library_s() -> None:
+    from bitqwen.cli.options import DEFAULT_MAX_TOKENS
+    from bitqwen.generation import options
+
+    assert options.DEFAULT_MAX_TOKENS == DEFAULT_MAX_TOKENS
+
+
 def test_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
     from bitqwen import __version__
 
@@ -41,7 +48,9 @@ def test_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"bitqwen {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["flyy"], ["run"], ["run", "x.gguf", "--temp", "-1"], ["chat", "--nope"]])
+@pytest.mark.parametrize(
+    "arguments", [["flyy"], ["run"], ["run", "x.gguf", "--temp", "-1"], ["chat", "--nope"]]
+)
 def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     captured = capsys.readouterr()

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from bitqwen.cli import options, terminal
 from bitqwen.errors import BitqwenError, Interrupted, UsageError
-from bitqwen.generation.options import DEFAULT_MAX_TOKENS
 
 if TYPE_CHECKING:
     from bitqwen.generation.language_model import LanguageModel
@@ -19,7 +18,7 @@ def chat(
     threads: options.Threads = None,
     context: options.Context = None,
     kv: options.KvType = "f16",
-    max_tokens: options.MaxTokens = DEFAULT_MAX_TOKENS,
+    max_tokens: options.MaxTokens = options.DEFAULT_MAX_TOKENS,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,

@@ -60,7 +60,7 @@ def demo(
         source = fetch(token)
     converted = _converted(source, scheme, threads, token)
     _answer(converted, prompt, max_tokens, threads)
-    print(f"\nGo on with: bitqwen chat {converted}")
+    terminal.print_line(f"\nGo on with: bitqwen chat {converted}")
 
 
 def fetch(token: str | None) -> Path:
@@ -81,7 +81,7 @@ def fetch(token: str | None) -> Path:
             failures.append(f"{name}: {error.message}")
             terminal.say(f"{failures[-1]}.")
         else:
-            print(f"Model: {path}, from {name}.")
+            terminal.print_line(f"Model: {path}, from {name}.")
             return path
     raise DownloadError(
         f"{NAME} could not be fetched.\n" + "\n".join(f"  {failure}" for failure in failures),
@@ -116,16 +116,16 @@ def _converted(source: str | Path, scheme: str, threads: int | None, token: str 
     path = Path(source)
     if path.suffix == ".gguf" and path.exists():
         if GGUFFile(path).metadata.get(keys.BITQWEN_SCHEME) == scheme:
-            print(f"{path} is in scheme {scheme} already.")
+            terminal.print_line(f"{path} is in scheme {scheme} already.")
             return path
-        print(f"Source: {terminal.size(path.stat().st_size)}, a GGUF file.")
+        terminal.print_line(f"Source: {terminal.size(path.stat().st_size)}, a GGUF file.")
     elif path.is_dir():
         total = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-        print(f"Source: {terminal.size(total)}, a checkpoint folder.")
+        terminal.print_line(f"Source: {terminal.size(total)}, a checkpoint folder.")
     folder = cache_dir() / "demo"
     folder.mkdir(parents=True, exist_ok=True)
     output = folder / f"{NAME if source == HUB_ID else path.stem or path.name}-{scheme}.gguf"
-    print(f"Converting to {scheme}, one tensor at a time.")
+    terminal.print_line(f"Converting to {scheme}, one tensor at a time.")
     print_summary(convert_with_progress(source, output, scheme, threads=threads, token=token))
     return output
 
@@ -136,11 +136,11 @@ def _answer(model: Path, prompt: str, max_tokens: int, threads: int | None) -> N
 
     language_model = options.load(str(model), threads=threads, context=None, kv="f16")
     memory = language_model.model.memory
-    print(
+    terminal.print_line(
         f"Loaded in {language_model.load_seconds:.1f} s, {terminal.size(sum(memory.values()))} of memory; "
         f"{_native.isa_report()}."
     )
-    print(f"\n>>> {prompt}\n")
+    terminal.print_line(f"\n>>> {prompt}\n")
     messages = [{"role": "user", "content": prompt}]
     with language_model.stream(
         messages, temperature=0.0, max_tokens=options.max_tokens(max_tokens)
@@ -148,4 +148,4 @@ def _answer(model: Path, prompt: str, max_tokens: int, threads: int | None) -> N
         for piece in stream:
             terminal.write(piece)
         terminal.write("\n\n")
-    print(summary(stream.timings))
+    terminal.print_line(summary(stream.timings))

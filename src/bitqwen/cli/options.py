@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from bitqwen.generation.language_model import LanguageModel
 
 
+# The library's own default, spelt again: importing it would make every --help load numpy.
+DEFAULT_MAX_TOKENS = 1024
+
 MODEL = "Model"
 SAMPLING = "Sampling"
 OUTPUT = "Output"

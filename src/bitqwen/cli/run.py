@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bitqwen.cli import options, prompts, terminal
-from bitqwen.generation.options import DEFAULT_MAX_TOKENS
 
 if TYPE_CHECKING:
     from bitqwen.generation.results import Timings
@@ -37,7 +36,7 @@ def run(
     threads: options.Threads = None,
     context: options.Context = None,
     kv: options.KvType = "f16",
-    max_tokens: options.MaxTokens = DEFAULT_MAX_TOKENS,
+    max_tokens: options.MaxTokens = options.DEFAULT_MAX_TOKENS,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,

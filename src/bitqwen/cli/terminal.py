@@ -123,6 +123,11 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
+def print_line(text: str) -> None:
+    """Prints a line on stdout, at once: what comes next may take its time."""
+    print(text, flush=True)
+
+
 def hub_progress(*, shown: bool) -> None:
     """Shows or hides huggingface-hub's own progress bars; it reads this once, when it is imported."""
     if not shown or not sys.stderr.isatty():

@@ -1,0 +1,90 @@
+"""The first commands of the original plan, as it spells them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bitqwen.gguf import GGUFFile
+
+ROOT = Path(__file__).parents[2]
+
+
+def script(name: str, *arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ROOT / name, *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "120"},
+        timeout=300,
+    )
+
+
+def test_convert_writes_two_bits(tiny_folder, tmp_path):
+    result = script("utils/convert-qwen25-to-gguf.py", tiny_folder, "--output", tmp_path / "out.gguf")
+    assert result.returncode == 0, result.stderr
+    file = GGUFFile(tmp_path / "out.gguf")
+    assert file.tensors["blk.0.ffn_down.weight"].type.name == "Q2_0"
+    assert " -> " not in result.stderr
+
+
+def test_convert_debug_logs_each_tensor(tiny_folder, tmp_path):
+    output = tmp_path / "out.gguf"
+    result = script("utils/convert-qwen25-to-gguf.py", tiny_folder, "--output", output, "--debug")
+    assert result.returncode == 0, result.stderr
+    for name in GGUFFile(output).tensors:
+        (line,) = [line for line in result.stderr.splitlines() if line.startswith(f"{name}: ")]
+        for part in (
+            " x " if "weight" in name and "norm" not in name else ": ",
+            " -> ",
+            "squared error",
+            " s",
+        ):
+            assert part in line
+
+
+def test_convert_errors_have_no_trace(tmp_path):
+    result = script("utils/convert-qwen25-to-gguf.py", "no such thing", "--output", tmp_path / "out.gguf")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert "no such thing" in result.stderr
+
+
+def test_run_inference_answers_once(tiny_gguf, bitqwen):
+    options = ["-n", "8", "-t", "1", "-c", "256"]
+    result = script("run_inference.py", "-m", tiny_gguf, "-p", "the fox", *options, "-temp", "0")
+    assert result.returncode == 0, result.stderr
+    same = bitqwen("run", tiny_gguf, "-p", "the fox", "--raw", *options, "--temp", "0")
+    assert result.stdout == same.stdout
+
+
+def test_run_inference_chats_with_the_prompt_as_system_prompt(tiny_gguf, bitqwen):
+    options = ["-n", "8", "-t", "1", "-c", "256"]
+    result = script(
+        "run_inference.py", "-m", tiny_gguf, "-p", "Bark.", "-cnv", *options, "-temp", "0", stdin="the fox\n"
+    )
+    assert result.returncode == 0, result.stderr
+    same = bitqwen("chat", tiny_gguf, "--system", "Bark.", *options, "--temp", "0", stdin="the fox\n")
+    assert result.stdout == same.stdout
+    assert result.stdout.strip()
+
+
+def test_run_inference_as_written(tiny_gguf, tmp_path):
+    result = script("run_inference.py", "-m", tiny_gguf, "-p", "Hello!", "-cnv", "-n", "4", stdin="Hi\n")
+    assert result.returncode == 0, result.stderr
+
+
+def test_requirements_install_this_package():
+    lines = (ROOT / "requirements-qwen25.txt").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == ["."]
+
+
+@pytest.mark.parametrize("name", ["run_inference.py", "utils/convert-qwen25-to-gguf.py"])
+def test_scripts_stay_thin(name):
+    assert len((ROOT / name).read_text().splitlines()) < 60

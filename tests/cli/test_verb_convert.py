@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from bitqwen import quant
+from bitqwen.gguf import GGUFFile
+from helpers.tiny_checkpoint import write_safetensors
+
+
+def test_summary(bitqwen, tiny_folder, tmp_path):
+    result = bitqwen("convert", tiny_folder, "-o", tmp_path / "m.gguf", "--scheme", "q8_0")
+    assert result.returncode == 0, result.stderr
+    size = (tmp_path / "m.gguf").stat().st_size
+    for words in (str(tmp_path / "m.gguf"), "q8_0", f"{size:,} bytes", "8.500 in the layers' matrices"):
+        assert words in result.stdout
+    assert GGUFFile(tmp_path / "m.gguf").metadata["bitqwen.scheme"] == "q8_0"
+
+
+def test_json(bitqwen, tiny_folder, tmp_path):
+    result = bitqwen("convert", tiny_folder, "-o", tmp_path / "m.gguf", "--json")
+    report = json.loads(result.stdout)
+    file = GGUFFile(tmp_path / "m.gguf")
+    assert report["path"] == str(tmp_path / "m.gguf")
+    assert report["scheme"] == "w4"
+    assert report["bytes"] == file.nbytes
+    assert {tensor["name"] for tensor in report["tensors"]} == set(file.tensors)
+    weights = sum(np.prod(tensor.shape) for tensor in file.tensors.values())
+    nbytes = sum(tensor.nbytes for tensor in file.tensors.values())
+    assert report["bits_per_weight"] == pytest.approx(8 * nbytes / weights)
+    assert sum(report["types"].values()) == len(file.tensors)
+    assert 0 < report["relative_error"] < 0.02
+
+
+def test_quiet_prints_the_path(bitqwen, tiny_folder, tmp_path):
+    result = bitqwen("convert", tiny_folder, "-o", tmp_path / "m.gguf", "-q")
+    assert result.stdout == f"{tmp_path / 'm.gguf'}\n"
+    assert result.stderr == ""
+
+
+def test_options_reach_the_file(bitqwen, tiny_folder, tmp_path):
+    bitqwen("convert", tiny_folder, "-o", tmp_path / "m.gguf", "--embedding", "f16", "-t", "1")
+    assert GGUFFile(tmp_path / "m.gguf").tensors["token_embd.weight"].type.name == "F16"
+
+
+def test_requantising_says_so(bitqwen, tiny_folder, tmp_path):
+    bitqwen("convert", tiny_folder, "-o", tmp_path / "q8.gguf", "--scheme", "q8_0")
+    result = bitqwen("convert", tmp_path / "q8.gguf", "-o", tmp_path / "m.gguf")
+    assert result.returncode == 0
+    assert "warning: requantising" in result.stderr
+
+
+def test_debug_logs_each_tensor(bitqwen, tiny_folder, tmp_path):
+    result = bitqwen("convert", tiny_folder, "-o", tmp_path / "m.gguf", "--debug")
+    lines = [line for line in result.stderr.splitlines() if line.startswith("blk.1.ffn_down.weight: ")]
+    assert len(lines) == 1
+    assert "256 x 512, BF16 -> Q4_K, squared error " in lines[0]
+    assert sum(" -> " in line for line in result.stderr.splitlines()) == len(
+        GGUFFile(tmp_path / "m.gguf").tensors
+    )
+
+
+def test_list_schemes(bitqwen):
+    text = bitqwen("convert", "--list-schemes").stdout
+    rows = json.loads(bitqwen("convert", "--list-schemes", "--json").stdout)["schemes"]
+    assert [row["name"] for row in rows] == quant.names()
+    for row in rows:
+        assert row["name"] in text
+        assert row["bits_per_weight"] == quant.get(row["name"]).bits_per_weight
+        assert row["when"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 2, ["SOURCE is missing"]),
+        (["{folder}"], 2, ["--output FILE is missing"]),
+        (["{folder}", "-o", "{out}", "--scheme", "w3"], 2, ["w3", "w4"]),
+        (["{folder}", "-o", "{out}", "--embedding", "q9"], 2, ["q9", "q8_0"]),
+        (["{folder}", "-o", "{out}", "--scheme", "bitnet"], 2, ["gibberish", "--force"]),
+        (["no such thing", "-o", "{out}"], 2, ["no such thing", "hub id"]),
+        (["nobody/nothing", "-o", "{out}"], 7, ["nobody/nothing", "hint"]),
+        (["{folder}", "-o", "{folder}/config.json/m.gguf"], 3, ["config.json"]),
+    ],
+)
+def test_wrong_use(bitqwen, tiny_folder, tmp_path, arguments, code, words):
+    places = {"folder": tiny_folder, "out": tmp_path / "m.gguf", "tmp": tmp_path}
+    result = bitqwen("convert", *(argument.format(**places) for argument in arguments))
+    assert result.returncode == code, result.stderr
+    assert all(word in result.stderr for word in words), result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_not_numbers(bitqwen, tiny_checkpoint, tmp_path):
+    made = tiny_checkpoint()
+    made.weights["model.layers.0.mlp.up_proj.weight"][3, 5] = np.nan
+    write_safetensors(made.folder / "model.safetensors", made.weights, "F32")
+    result = bitqwen("convert", made.folder, "-o", tmp_path / "m.gguf")
+    assert result.returncode == 5
+    assert "model.layers.0.mlp.up_proj.weight" in result.stderr
+    assert list(tmp_path.iterdir()) == []

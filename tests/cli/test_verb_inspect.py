@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from bitqwen.cli.inspection import inspect_path
+from bitqwen.engine import Model
+from bitqwen.gguf import GGUFFile, GGUFWriter, TensorType
+
+
+def test_gguf_as_json(bitqwen, tiny_gguf):
+    found = json.loads(bitqwen("inspect", tiny_gguf, "--json", "--tensors").stdout)
+    file = GGUFFile(tiny_gguf)
+    nbytes = sum(tensor.nbytes for tensor in file.tensors.values())
+    weights = sum(math.prod(tensor.shape) for tensor in file.tensors.values())
+    assert found["supported"] is True
+    assert found["architecture"] == "qwen2"
+    assert found["file_bytes"] == tiny_gguf.stat().st_size
+    assert (found["tensors"], found["weights"], found["tensor_bytes"]) == (len(file.tensors), weights, nbytes)
+    assert found["bits_per_weight"] == pytest.approx(8 * nbytes / weights)
+    assert found["hyperparameters"]["hidden_size"] == 256
+    assert found["hyperparameters"]["tied"] is True
+    assert {row["type"]: row["bits_per_weight"] for row in found["types"]} == {"F16": 16, "F32": 32}
+    assert [tensor["name"] for tensor in found["tensor_list"]] == list(file.tensors)
+    assert found["metadata"]["tokenizer.ggml.tokens"] == "[512 values]"
+
+
+@pytest.mark.parametrize("kv", ["f16", "int8"])
+def test_memory_is_what_the_engine_takes(bitqwen, tiny_gguf, kv):
+    result = bitqwen("inspect", tiny_gguf, "--json", "--context", "300", "--kv", kv, "-t", "1")
+    told = json.loads(result.stdout)["memory"]
+    taken = Model.open(tiny_gguf, context=300, kv=kv, threads=1).memory
+    assert told["context"] == 300
+    assert told["kv"] == kv
+    assert 0 <= taken["cache"] - told["cache"] < 4096  # whole pages of memory
+    assert told["scratch"] == taken["scratch"]
+    assert told["weights"] == pytest.approx(taken["weights"], rel=0.02)
+    assert told["total"] == told["weights"] + told["cache"] + told["scratch"]
+    assert told["available"] > 0
+
+
+def test_folder(bitqwen, tiny_folder, tiny_gguf):
+    found = json.loads(bitqwen("inspect", tiny_folder, "--json").stdout)
+    file = json.loads(bitqwen("inspect", tiny_gguf, "--json").stdout)
+    assert found["kind"] == "folder"
+    assert found["bits_per_weight"] == 16
+    assert found["weights"] == file["weights"]
+    same = found["hyperparameters"].keys() - {"rms_norm_eps"}  # GGUF holds it as float32
+    assert {name: found["hyperparameters"][name] for name in same} == {
+        name: file["hyperparameters"][name] for name in same
+    }
+
+
+def test_text(bitqwen, tiny_gguf):
+    text = bitqwen("inspect", tiny_gguf, "--tensors", "--context", "1000").stdout
+    for words in ("hidden size", "bits per weight", "scheme", "f16", "F16", "context of 1000", "256 x 512"):
+        assert words in text
+    assert "blk.0.attn_q.weight" not in bitqwen("inspect", tiny_gguf).stdout
+
+
+def test_weights_are_not_read(tiny_folder, tiny_gguf, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("bitqwen.gguf.GGUFFile.read", refuse)
+    monkeypatch.setattr("bitqwen.gguf.GGUFFile.raw", refuse)
+    monkeypatch.setattr("bitqwen.checkpoints.huggingface.HuggingFaceCheckpoint.read", refuse)
+    assert inspect_path(tiny_folder).total.weights == inspect_path(tiny_gguf).total.weights > 0
+
+
+def test_a_model_that_bitqwen_does_not_run_is_shown_all_the_same(bitqwen, tmp_path):
+    path = tmp_path / "other.gguf"
+    with GGUFWriter(path) as writer:
+        writer.add_metadata({"general.architecture": "llama", "llama.block_count": 7})
+        writer.add_tensor("token_embd.weight", (4, 32), TensorType.Q8_0)
+        writer.begin()
+        writer.write("token_embd.weight", np.zeros(4 * 34, np.uint8))
+        writer.finish()
+    result = bitqwen("inspect", path)
+    assert result.returncode == 0
+    assert "not supported" in result.stdout
+    assert "llama.block count" in result.stdout
+    found = json.loads(bitqwen("inspect", path, "--json").stdout)
+    assert found["supported"] is False
+    assert found["memory"] is None
+    assert found["bits_per_weight"] == 8.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [(["nothing"], 2, ["nothing", "bitqwen pull"]), (["{file}", "-c", "5000"], 2, ["5000", "4096"])],
+)
+def test_wrong_use(bitqwen, tiny_gguf, arguments, code, words):
+    result = bitqwen("inspect", *(argument.format(file=tiny_gguf) for argument in arguments))
+    assert result.returncode == code
+    assert all(word in result.stderr for word in words)
+
+
+def test_a_folder_without_weights(bitqwen, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    result = bitqwen("inspect", tmp_path)
+    assert result.returncode == 3
+    assert "no weights" in result.stderr
