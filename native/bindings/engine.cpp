@@ -11,7 +11,7 @@
 #include "errors.h"
 #include "gguf/reader.h"
 #include "kernels/isa.h"
-#include "model/memory.h"
+#include "system/limits.h"
 #include "model/model.h"
 
 namespace nb = nanobind;

@@ -8,7 +8,7 @@
 #include "errors.h"
 #include "gguf/dequantize.h"
 #include "model/finite.h"
-#include "model/memory.h"
+#include "system/limits.h"
 #include "model/scratch.h"
 
 namespace bitqwen {
