@@ -1,4 +1,4 @@
-"""Checkpoints from the Hugging Face hub: shared cache, resume, offline mode, revisions, tokens."""
+"""Checkpoints from the Hugging Face hub: shared cache, offline mode, revisions, tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def fetch(
 ) -> tuple[Path, str]:
     """Downloads a checkpoint into the hub's own cache, or finds it there.
 
-    An interrupted download resumes; what is there already is not fetched again.
+    A broken connection is taken up where it broke; files that are there already are not fetched again.
 
     Args:
         repository: ``owner/name``.
@@ -95,13 +95,13 @@ def _translated(
     if isinstance(error, OSError) and error.errno == _NO_SPACE:
         return ResourceError(
             f"the disk is full: {repository} could not be fetched completely",
-            hint="Free some space, or set HF_HOME to another disk; the download resumes where it stopped.",
+            hint="Free some space, or set HF_HOME to another disk; files that are complete are kept.",
         )
     # Every HTTP library that huggingface-hub has used derives its errors from OSError or from its own.
     if isinstance(error, (errors.HfHubHTTPError, OSError)) or _is_http_error(error):
         return DownloadError(
             f"fetching {repository} failed: {_reason(error)}",
-            hint="Run the command again: the download resumes where it stopped.",
+            hint="Run the command again: files that are complete are kept.",
         )
     return None
 

@@ -85,7 +85,7 @@ class HuggingFaceCheckpoint(Checkpoint):
             if missing:
                 raise ModelFileError(
                     f"{self.folder}: {len(missing)} of {len(shards)} shards are missing: {missing[0]} ...",
-                    hint="Fetch the checkpoint again; an interrupted download is resumed.",
+                    hint="Fetch the checkpoint again: files that are complete are kept.",
                 )
             return [self.folder / shard for shard in shards]
         if _SINGLE in self._files:
