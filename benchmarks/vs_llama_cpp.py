@@ -20,6 +20,7 @@ from pathlib import Path
 import llama_cpp
 import machine
 import numpy as np
+
 from bitqwen.checkpoints import packages
 from bitqwen.engine import Model
 
