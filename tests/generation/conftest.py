@@ -7,7 +7,10 @@ from text_corpus import CONTROL, USER_DEFINED, strings
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from bitqwen.generation.tokenizer import Tokenizer, TokenType
+from bitqwen.checkpoints.tokenizer_data import CONTROL as CONTROL_TYPE
+from bitqwen.checkpoints.tokenizer_data import NORMAL, UNUSED
+from bitqwen.checkpoints.tokenizer_data import USER_DEFINED as USER_DEFINED_TYPE
+from bitqwen.generation.tokenizer import Tokenizer
 from bitqwen.gguf.pre_tokenizers import PRE_TOKENIZERS
 
 
@@ -43,11 +46,7 @@ def small_metadata(small_bpe: Backend) -> dict[str, Any]:
     vocabulary = small_bpe.get_vocab(with_added_tokens=True)
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
     types = [
-        TokenType.CONTROL
-        if token in CONTROL
-        else TokenType.USER_DEFINED
-        if token in USER_DEFINED
-        else TokenType.NORMAL
+        CONTROL_TYPE if token in CONTROL else USER_DEFINED_TYPE if token in USER_DEFINED else NORMAL
         for token in tokens
     ]
     return {
@@ -55,7 +54,7 @@ def small_metadata(small_bpe: Backend) -> dict[str, Any]:
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "qwen2",
         "tokenizer.ggml.tokens": [*tokens, "[PAD606]", "[PAD607]"],
-        "tokenizer.ggml.token_type": [*map(int, types), int(TokenType.UNUSED), int(TokenType.UNUSED)],
+        "tokenizer.ggml.token_type": [*types, UNUSED, UNUSED],
         "tokenizer.ggml.merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in merges],
         "tokenizer.ggml.eos_token_id": vocabulary["<|im_end|>"],
         "tokenizer.ggml.bos_token_id": vocabulary["<|endoftext|>"],

@@ -122,7 +122,7 @@ class TestFromTokenizerJson:
         tokenizer = Tokenizer.from_tokenizer_json(folder / "tokenizer.json")
         control = tokenizer.control
         assert tokenizer.eos_id == control["<|im_end|>"]
-        assert tokenizer.special.pad == control["<|endoftext|>"]
+        assert tokenizer.pad_id == control["<|endoftext|>"]
         assert tokenizer.bos_id is None
         assert tokenizer.stop_ids == {3, 4, control["<|im_end|>"], control["<|endoftext|>"]}
 
@@ -130,14 +130,7 @@ class TestFromTokenizerJson:
         description = json.loads((folder / "tokenizer.json").read_text())
         description["pre_tokenizer"] = {"type": "Whitespace"}
         (folder / "tokenizer.json").write_text(json.dumps(description))
-        with pytest.raises(UnsupportedModelError, match="byte-level BPE"):
-            Tokenizer.from_tokenizer_json(folder / "tokenizer.json")
-
-    def test_control_tokens_that_strip_are_refused(self, folder: Path) -> None:
-        description = json.loads((folder / "tokenizer.json").read_text())
-        description["added_tokens"][0]["lstrip"] = True
-        (folder / "tokenizer.json").write_text(json.dumps(description))
-        with pytest.raises(UnsupportedModelError, match="lstrip"):
+        with pytest.raises(UnsupportedModelError, match="cuts text into words"):
             Tokenizer.from_tokenizer_json(folder / "tokenizer.json")
 
     @pytest.mark.parametrize("content", [b"{", b"[]", b'{"model": 1}', b"\xff"])
@@ -147,12 +140,12 @@ class TestFromTokenizerJson:
             Tokenizer.from_tokenizer_json(tmp_path / "tokenizer.json")
 
     def test_a_missing_file_is_a_file_error(self, tmp_path: Path) -> None:
-        with pytest.raises(ModelFileError, match="Cannot read"):
+        with pytest.raises(ModelFileError, match="missing"):
             Tokenizer.from_tokenizer_json(tmp_path / "tokenizer.json")
 
 
 class TestDamagedMetadata:
-    @pytest.mark.parametrize("key", ["model", "tokens", "merges"])
+    @pytest.mark.parametrize("key", ["tokens", "merges"])
     def test_a_missing_key_is_named(self, small_metadata: dict[str, Any], key: str) -> None:
         rest = {name: value for name, value in small_metadata.items() if name != f"tokenizer.ggml.{key}"}
         with pytest.raises(ModelFileError, match=f"tokenizer.ggml.{key}"):
@@ -161,14 +154,15 @@ class TestDamagedMetadata:
     @pytest.mark.parametrize(
         ("key", "value", "error", "message"),
         [
+            ("model", None, UnsupportedModelError, "None"),
             ("model", "llama", UnsupportedModelError, "'llama'"),
             ("pre", "llama-bpe", UnsupportedModelError, "'llama-bpe'"),
-            ("token_type", [1, 1], ModelFileError, "608 tokens but 2 token types"),
+            ("token_type", [1, 1], ModelFileError, "one type for each of 608 tokens"),
             ("eos_token_id", 608, ModelFileError, "eos_token_id is 608"),
             ("eos_token_id", -1, ModelFileError, "eos_token_id is -1"),
             ("merges", ["a qqqq"], ModelFileError, "merges do not fit"),
             ("merges", ["ab"], ModelFileError, "merges do not fit"),
-            ("tokens", [], ModelFileError, "0 tokens but"),
+            ("tokens", [], ModelFileError, "tokens is empty"),
         ],
     )
     def test_a_bad_value_is_named(
@@ -184,8 +178,6 @@ class TestDamagedMetadata:
         assert Tokenizer.from_gguf(rest).encode("don't 12") == Tokenizer.from_gguf(small_metadata).encode(
             "don't 12"
         )
-        with pytest.raises(UnsupportedModelError, match="'default'"):
-            Tokenizer.from_gguf({**rest, "general.architecture": "llama"})
 
 
 def test_control_and_user_defined_names_are_what_the_fixture_says(tokenizer: Tokenizer) -> None:

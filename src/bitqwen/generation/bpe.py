@@ -1,12 +1,11 @@
-"""Byte-level BPE engines of the `tokenizers` library, from a GGUF's arrays or a tokenizer.json."""
+"""The byte-level BPE engine of the `tokenizers` library, built from plain arrays."""
 
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bitqwen.errors import ModelFileError, UnsupportedModelError
 from bitqwen.gguf.pre_tokenizers import PRE_TOKENIZERS
@@ -69,34 +68,3 @@ def from_arrays(
     backend.decoder = decoders.ByteLevel()
     backend.add_tokens([AddedToken(token, normalized=False, special=False) for token in user_defined])
     return backend
-
-
-def from_json(text: str, source: str) -> tuple[tokenizers.Tokenizer, list[dict[str, Any]]]:
-    """The engine that a tokenizer.json describes, and its added tokens.
-
-    Raises:
-        ModelFileError: not a tokenizer.json.
-        UnsupportedModelError: not a byte-level BPE, or control tokens that swallow the space around them.
-    """
-    from tokenizers import Tokenizer
-
-    try:
-        description = json.loads(text)
-        model_type = description["model"]["type"]
-        added = list(description.get("added_tokens") or [])
-        pre_tokenizer = json.dumps(description.get("pre_tokenizer"))
-        backend = Tokenizer.from_str(text)
-    except Exception as error:  # the library raises bare Exception
-        raise ModelFileError(f"{source} is not a tokenizer.json: {error}.") from error
-    if model_type != "BPE" or '"ByteLevel"' not in pre_tokenizer:
-        raise UnsupportedModelError(
-            f"{source} is a {model_type} tokenizer; this version runs byte-level BPE."
-        )
-    for token in added:
-        if token.get("special") and any(token.get(flag) for flag in ("lstrip", "rstrip", "single_word")):
-            raise UnsupportedModelError(
-                f"{source}: control token {token['content']!r} takes in the text around it (lstrip, rstrip, "
-                "single_word); this version runs control tokens that stand for themselves."
-            )
-    backend.encode_special_tokens = True  # a control token's name in a text is text
-    return backend, added

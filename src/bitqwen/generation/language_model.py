@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from bitqwen.errors import ContextLengthError, ModelFileError, UsageError
 from bitqwen.generation.chat_template import ChatTemplate, Message
@@ -15,6 +15,7 @@ from bitqwen.generation.sampling import SamplingParams, check_integer
 from bitqwen.generation.session_cache import SessionCache
 from bitqwen.generation.text_stream import TextStream
 from bitqwen.generation.tokenizer import Tokenizer
+from bitqwen.gguf import keys
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +70,7 @@ class LanguageModel:
         *,
         threads: int | None = None,
         context: int | None = None,
-        kv: str = "f16",
+        kv: Literal["f16", "int8"] = "f16",
         batch: int = 512,
         chat_template: str | None = None,
     ) -> LanguageModel:
@@ -78,7 +79,7 @@ class LanguageModel:
         Args:
             path: the file.
             threads: of the engine; ``None`` for one a core.
-            context: the longest sequence in tokens; ``None`` for the model's own.
+            context: the longest sequence in tokens; ``None`` for 4096, or the model's own if that is less.
             kv: type of the KV cache, "f16" or "int8".
             batch: tokens of a prompt that are read at once.
             chat_template: to use instead of the file's.
@@ -94,7 +95,7 @@ class LanguageModel:
         model = Model.open(path, threads=threads, context=context, kv=kv, batch=batch)
         metadata = model.metadata
         tokenizer = Tokenizer.from_gguf(metadata)
-        source = chat_template if chat_template is not None else metadata.get("tokenizer.chat_template")
+        source = chat_template if chat_template is not None else metadata.get(keys.CHAT_TEMPLATE)
         return cls(
             model,
             tokenizer,
@@ -183,7 +184,7 @@ class LanguageModel:
         if isinstance(prompt, str):
             _refuse_chat_options(options)
             ids = self.tokenizer.encode(prompt, allow_special=allow_special)
-            if ids and self.tokenizer.special.add_bos and self.tokenizer.bos_id is not None:
+            if ids and self.tokenizer.add_bos and self.tokenizer.bos_id is not None:
                 ids.insert(0, self.tokenizer.bos_id)
         elif len(prompt) and isinstance(prompt[0], Mapping):
             ids = self.template.encode(
@@ -226,9 +227,5 @@ def _refuse_chat_options(options: PromptOptions) -> None:
 
 
 def _special_token_texts(tokenizer: Tokenizer) -> dict[str, str]:
-    ids = {
-        "bos_token": tokenizer.special.bos,
-        "eos_token": tokenizer.special.eos,
-        "pad_token": tokenizer.special.pad,
-    }
+    ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
     return {name: tokenizer.decode([token]) for name, token in ids.items() if token is not None}

@@ -22,16 +22,6 @@ if TYPE_CHECKING:
 
 _MAX_SEED = (1 << 64) - 1
 
-# Where a file keeps its model's recommended settings (written from generation_config.json).
-_METADATA_KEYS = {
-    "temperature": "general.sampling.temp",
-    "top_k": "general.sampling.top_k",
-    "top_p": "general.sampling.top_p",
-    "min_p": "general.sampling.min_p",
-    "repetition_penalty": "general.sampling.penalty_repeat",
-    "penalty_window": "general.sampling.penalty_last_n",
-}
-
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -91,8 +81,10 @@ class SamplingParams:
 
         A recommendation outside its range is passed over: it must not keep a model from running.
         """
+        from bitqwen.gguf import keys
+
         params = cls()
-        for name, key in _METADATA_KEYS.items():
+        for name, key in keys.SAMPLING.items():
             value = metadata.get(key)
             if value is not None:
                 try:

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from bitqwen.errors import Interrupted
-
 if TYPE_CHECKING:
     from bitqwen.engine import Model, Session
 
@@ -49,14 +47,8 @@ class SessionCache:
         try:
             session.truncate(min(common_prefix(session.tokens, ids), len(ids) - 1))
             yield session
-        except (GeneratorExit, KeyboardInterrupt, Interrupted):
-            # The caller lost interest; what the session holds is still true.
-            self._give_back(session)
-            raise
-        except BaseException:
-            session.close()
-            raise
-        else:
+        finally:
+            # Whatever went wrong, a session holds what it says it holds.
             self._give_back(session)
 
     def _give_back(self, session: Session) -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from bitqwen.engine import Session
     from bitqwen.generation.options import GenerationSettings
     from bitqwen.generation.session_cache import SessionCache
     from bitqwen.generation.tokenizer import Tokenizer
@@ -101,21 +102,21 @@ class TextStream(Iterator[Piece]):
     def _run(self, sessions: SessionCache, prompt: list[int]) -> Generator[Piece, None, None]:
         timings = self.timings
         with sessions.lend(prompt) as session:
-            timings.cached_tokens = len(session.tokens)
+            timings.cached_tokens = len(session)
             started = time.perf_counter()
             self._sampler.add_prompt(prompt)
-            logits = session.feed(prompt[timings.cached_tokens :])
+            logits = _feed(session, prompt[timings.cached_tokens :])
             timings.prefill_seconds = time.perf_counter() - started
             while True:
                 started = time.perf_counter()
-                piece = self._next_piece(logits, room=self._context - len(session.tokens))
+                piece = self._next_piece(logits, room=self._context - len(session))
                 timings.decode_seconds += time.perf_counter() - started
                 if piece or piece.token is not None:
                     yield piece
                 if self.finish_reason is not None:
                     return
                 started = time.perf_counter()
-                logits = session.feed(self.tokens[-1:])
+                logits = _feed(session, self.tokens[-1:])
                 timings.decode_seconds += time.perf_counter() - started
                 timings.decode_steps += 1
 
@@ -167,3 +168,11 @@ class TextStream(Iterator[Piece]):
     def _spell(self, token: int) -> tuple[int, str, bytes]:
         data = self._tokenizer.token_bytes(token)
         return token, data.decode("utf-8", "replace"), data
+
+
+def _feed(session: Session, ids: Sequence[int]) -> NDArray[np.float32]:
+    """Logits after the last of ``ids``: [vocabulary]."""
+    logits = session.feed(ids)
+    if logits is None:  # the engine's answer to logits="none" only
+        raise RuntimeError("the engine returned no logits")
+    return logits
