@@ -125,7 +125,7 @@ def main() -> None:
     print(f"{about['cpu']}, {about['cores']} cores, {about['date']}")
     print(
         f"{row['checkpoint_gb']:.2f} GB bf16 -> {row['file_gb']:.2f} GB {args.scheme}: {seconds:.0f} s "
-        f"({row['mb_per_s']:.0f} MB/s), peak {row['peak_above_interpreter_gb']:.2f} GB above the interpreter's"
+        f"({row['mb_per_s']:.0f} MB/s), peak {row['peak_above_interpreter_gb']:.2f} GB above Python's"
     )
     if args.save:
         machine.save(args.save, "conversion_memory", row)
