@@ -226,18 +226,16 @@ def _plain_message(message: Message, place: int, text: Callable[[str], str]) -> 
         )
     if not isinstance(message.get("role"), str):
         raise UsageError(f"The {where} has no role; usual ones: system, user, assistant, tool.")
-    # A key that is None means the same as one that is absent, as in OpenAI's API.
-    plain: dict[str, Any] = {
-        key: _plain(value, text, where)
-        for key, value in message.items()
-        if value is not None and key not in ("content", "tool_calls")
-    }
-    if message.get("content") is not None:
-        plain["content"] = text(_content(message["content"], where))
-    if message.get("tool_calls") is not None:
-        plain["tool_calls"] = [
-            _plain(_with_object_arguments(call), text, where) for call in message["tool_calls"]
-        ]
+    plain: dict[str, Any] = {}
+    for key, value in message.items():
+        if value is None:  # the same as absent, as in OpenAI's API
+            continue
+        if key == "content":
+            plain[key] = text(_content(value, where))
+        elif key == "tool_calls":
+            plain[key] = _plain([_with_object_arguments(call) for call in value], text, where)
+        else:
+            plain[key] = _plain(value, text, where)
     if "content" not in plain and not plain.get("tool_calls"):
         raise UsageError(f"The {where} has no content.")
     return plain
