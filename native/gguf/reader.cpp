@@ -22,7 +22,9 @@ constexpr int kMaxDimensions = 4;
 constexpr uint64_t kMaxAlignment = 1 << 20;
 constexpr uint64_t kMaxKeyBytes = 65535;  // the specification's limit
 constexpr uint64_t kMaxNameBytes = 1024;  // the specification says 64; some writers exceed it
-constexpr uint64_t kMaxEntries = UINT32_MAX;
+// Far beyond any model; what a hostile file makes us remember stays small.
+constexpr uint64_t kMaxKeys = 1 << 16;
+constexpr uint64_t kMaxTensors = 1 << 20;
 
 // bitnet.cpp wrote these ids before the mainline gave one of them to another type.
 constexpr uint32_t kBitnetCppTL2 = 39;
@@ -31,7 +33,9 @@ constexpr uint64_t kLegacyBlockSize = 128, kLegacyBlockBytes = 34;
 
 Value read_entry(Cursor& in, std::string_view& key) {
   key = in.string(kMaxKeyBytes, "a metadata key");
-  if (!is_utf8(key)) in.fail("is damaged: metadata key " + quoted(key) + " is not UTF-8");
+  if (key.empty() || !is_utf8(key)) {
+    in.fail("is damaged: metadata key " + quoted(key) + " is empty or not UTF-8");
+  }
   const auto type = static_cast<ValueType>(in.number<uint32_t>(key));
   return read_value(in, type, key);
 }
@@ -178,11 +182,14 @@ void File::read_header() {
   }
   const auto tensors = in.number<uint64_t>("the number of tensors");
   const auto keys = in.number<uint64_t>("the number of metadata keys");
-  // A key takes at least 8 + 4 + 1 bytes, a tensor 8 + 4 + 8 + 4 + 8. The vectors grow with what is really
-  // there, never to what is claimed.
-  if (keys > std::min(kMaxEntries, in.left() / 13) || tensors > std::min(kMaxEntries, in.left() / 32)) {
+  // A key takes at least 8 + 1 + 4 + 1 bytes, a tensor 8 + 4 + 8 + 4 + 8. The vectors grow with what is
+  // really there, never to what is claimed.
+  const uint64_t most_keys = std::min(kMaxKeys, in.left() / 14);
+  const uint64_t most_tensors = std::min(kMaxTensors, in.left() / 32);
+  if (keys > most_keys || tensors > most_tensors) {
     in.fail("is damaged: it claims " + std::to_string(tensors) + " tensors and " + std::to_string(keys) +
-            " metadata keys, more than its " + std::to_string(size_) + " bytes can hold");
+            " metadata keys; in its " + std::to_string(size_) + " bytes at most " +
+            std::to_string(most_tensors) + " and " + std::to_string(most_keys) + " are possible");
   }
   for (uint64_t i = 0; i < keys; ++i) {
     std::string_view key;

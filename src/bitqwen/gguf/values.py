@@ -50,9 +50,9 @@ def encode_value(key: str, value: Any, value_type: ValueType | None = None) -> b
         return _numpy_array(key, value, value_type)
     if isinstance(value, (list, tuple)):
         value = [item.item() if isinstance(item, np.generic) else item for item in value]
-        kind = value_type or _common_type(key, value)
+        kind = _common_type(key, value) if value_type is None else value_type
         return struct.pack("<IIQ", ValueType.ARRAY, kind, len(value)) + _pack(key, value, kind)
-    kind = value_type or _type_of(key, value, _SCALAR_INTEGERS)
+    kind = _type_of(key, value, _SCALAR_INTEGERS) if value_type is None else value_type
     return struct.pack("<I", kind) + _pack(key, [value], kind)
 
 

@@ -44,15 +44,12 @@ def check_disk_space(path: Path, nbytes: int) -> None:
 
     Raises:
         ResourceError: it does not.
-        ModelFileError: the path's folder cannot be looked at.
+        OSError: the disk cannot be looked at.
     """
     folder = path.absolute().parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    try:
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise _write_error(path, error) from error
+    free = shutil.disk_usage(folder).free
     if nbytes + _SPARE_BYTES > free:
         raise ResourceError(
             f"{path} needs {nbytes / 1e9:.2f} GB; its disk has {free / 1e9:.2f} GB free",
@@ -131,19 +128,19 @@ class GGUFWriter:
     def begin(self) -> None:
         """Checks the disk's free space, creates the temporary file and writes the header."""
         self._check_declaring()
-        check_disk_space(self.path, self.nbytes)
-        if self.path.is_dir():
-            raise ModelFileError(f"{self.path} is a folder", hint="Give the name of a file.")
-        self._waiting = list(self._tensors.values())[::-1]
-        self._new_folders = [folder for folder in self.path.parents if not folder.exists()]
-        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
         try:
+            if self.path.is_dir():
+                raise ModelFileError(f"{self.path} is a folder", hint="Give the name of a file.")
+            check_disk_space(self.path, self.nbytes)
+            self._new_folders = [folder for folder in self.path.parents if not folder.exists()]
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
             self._file = temporary.open("xb")
             self._temporary = temporary
         except OSError as error:
             self.abort()
             raise _write_error(self.path, error) from error
+        self._waiting = list(self._tensors.values())[::-1]
         self._put(self._header())
 
     def write(self, name: str, *parts: Any) -> None:
