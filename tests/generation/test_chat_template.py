@@ -190,6 +190,7 @@ class TestControlTokensInUserText:
         [{"role": "user", "content": 3}],
         [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}],
         [{"role": "user", "content": "x", "extra": object()}],
+        [{"role": "assistant", "tool_calls": 3}],
     ],
 )
 def test_malformed_messages_are_a_usage_error(messages: Any) -> None:

@@ -233,6 +233,10 @@ def _plain_message(message: Message, place: int, text: Callable[[str], str]) -> 
         if key == "content":
             plain[key] = text(_content(value, where))
         elif key == "tool_calls":
+            if not isinstance(value, list | tuple):
+                raise UsageError(
+                    f"The {where}'s tool_calls are a {type(value).__name__}; allowed: a list of calls."
+                )
             plain[key] = _plain([_with_object_arguments(call) for call in value], text, where)
         else:
             plain[key] = _plain(value, text, where)
