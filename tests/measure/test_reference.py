@@ -203,7 +203,7 @@ def test_metadata_of_all_kinds(good: bytes, tmp_path: Path, metadata: bytes) -> 
     (length,) = struct.unpack_from("<I", good, 28)
     bad = good[:28] + struct.pack("<I", len(metadata)) + metadata + good[32 + length :]
     (tmp_path / "reference").write_bytes(sealed(bad))
-    with pytest.raises(ModelFileError, match="metadata|number of texts|its header says"):
+    with pytest.raises(ModelFileError, match=r"metadata|number of texts|its header says"):
         read_all(tmp_path / "reference")
 
 
