@@ -3,12 +3,11 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstring>
 
 #include "half.h"
-#include "vectors.h"
+#include "quant/fits.h"
 #include "quant/row_encoder.h"
 
 namespace bitqwen {
@@ -17,13 +16,6 @@ namespace {
 using gguf::TensorType;
 
 void store_u16(uint8_t* p, uint16_t v) { std::memcpy(p, &v, sizeof v); }
-Floats rounded(Floats x) { return (x + 12582912.0f) - 12582912.0f; }  // 1.5 * 2^23; |x| < 2^22
-Floats clamped(Floats x, float low, float high) {
-  const Floats l = splat(low), h = splat(high);
-  x = x < l ? l : x;
-  return x > h ? h : x;
-}
-Floats absolute(Floats x) { return x < 0.0f ? -x : x; }
 
 /// What the error of each value weighs: importance x sqrt(mean square of the row + value^2). Errors of
 /// large weights cost more than their share of the squared error: a fit with a larger plain error
@@ -40,102 +32,28 @@ void error_weights(const RowTask& row) {
     store(all, load(row.values + i));
     for (int j = 0; j < kLanes; ++j) all[j] = std::sqrt(mean + all[j] * all[j]);
     Floats w = load(all);
-    if (row.importance) w *= load(row.importance + i);
+    if (row.importance) w = w * load(row.importance + i);
     store(row.weights + i, w);
   }
 }
-
-// ------------------------------------------------------------------ scale x code, codes low to high
-
-struct SymmetricSums {
-  float xc = 0;  // sum of weight * value * code
-  float cc = 0;  // sum of weight * code^2
-};
-
-template <int kSize>
-SymmetricSums symmetric_sums(const float* x, const float* w, float inverse, float low, float high) {
-  Floats xc = {}, cc = {};
-  for (int i = 0; i < kSize; i += kLanes) {
-    const Floats v = load(x + i);
-    const Floats c = clamped(rounded(v * inverse), low, high);
-    const Floats wc = load(w + i) * c;
-    xc += wc * v;
-    cc += wc * c;
-  }
-  return {sum(xc), sum(cc)};
-}
-
-/// The scale (of either sign) that minimises sum w (x - scale * code)^2, by a geometric search from
-/// well inside the distribution to its largest value and least-squares steps on the best.
-template <int kSize>
-float fit_symmetric(const float* x, const float* w, float low, float high, float least_of_rms, int steps) {
-  Floats largest = {}, squares = {};
-  for (int i = 0; i < kSize; i += kLanes) {
-    const Floats v = load(x + i);
-    largest = maximum(largest, absolute(v));
-    squares += v * v;
-  }
-  const float top = maximum(largest);
-  // Below this a scale's inverse overflows; such a block is zero in float16 anyway.
-  if (!(top > 1e-30f)) return 0.0f;
-  const float limit = std::max(-low, high);
-  const float last = top / limit * 1.02f;
-  const float first = std::min(last, std::sqrt(sum(squares) / kSize) * least_of_rms);
-  const float ratio = steps > 1 ? std::exp(std::log(last / first) / static_cast<float>(steps - 1)) : 1.0f;
-  const bool one_sided = -low == high;
-  float best_gain = 0.0f, best = 0.0f;
-  const auto consider = [&](float scale) {
-    const SymmetricSums sums = symmetric_sums<kSize>(x, w, 1.0f / scale, low, high);
-    if (sums.cc <= 0.0f) return;
-    const float gain = sums.xc * sums.xc / sums.cc;  // how much of sum w x^2 is explained
-    if (gain > best_gain) {
-      best_gain = gain;
-      best = sums.xc / sums.cc;
-    }
-  };
-  float scale = first;
-  for (int i = 0; i < steps; ++i, scale *= ratio) {
-    consider(scale);
-    if (!one_sided) consider(-scale);
-  }
-  for (int i = 0; i < 3 && best != 0.0f; ++i) {
-    const float before = best;
-    consider(best);
-    if (best == before) break;
-  }
-  return best;
-}
-
-template <int kSize>
-void symmetric_codes(const float* x, float scale, float low, float high, int* codes) {
-  const float inverse = scale != 0.0f ? 1.0f / scale : 0.0f;
-  for (int i = 0; i < kSize; i += kLanes) {
-    float c[kLanes];
-    store(c, clamped(rounded(load(x + i) * inverse), low, high));
-    for (int j = 0; j < kLanes; ++j) codes[i + j] = static_cast<int>(c[j]);
-  }
-}
-
-// The scale as the file will hold it.
-float through_half(float scale) { return half_to_float(float_to_half(scale)); }
 
 // ---------------------------------------------------------------------------------------- flat types
 
 void q8_0(const RowTask& row) {
   for (int64_t i = 0; i < row.cols; i += 32) {
-    const float* x = row.values + i;
+    const Floats first = load(row.values + i), second = load(row.values + i + kLanes);
     uint8_t* out = row.out + i / 32 * 34;
-    float largest = 0.0f;
-    for (int j = 0; j < 32; ++j) largest = std::max(largest, std::fabs(x[j]));
-    const float d = largest / 127.0f;
-    const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
+    const float d = maximum(maximum(absolute(first), absolute(second))) / 127.0f;
+    const float inverse = d != 0.0f ? std::min(1.0f / d, 3e38f) : 0.0f;
     store_u16(out, float_to_half(d));
-    for (int j = 0; j < 32; ++j)
-      out[2 + j] = static_cast<uint8_t>(static_cast<int8_t>(std::round(x[j] * inverse)));
+    float codes[32];
+    store(codes, rounded_away(first * inverse));
+    store(codes + kLanes, rounded_away(second * inverse));
+    for (int j = 0; j < 32; ++j) out[2 + j] = static_cast<uint8_t>(static_cast<int8_t>(codes[j]));
   }
 }
 
-void store_q4_0(const int* codes, float d, uint8_t* out) {
+void store_q4_0(const int32_t* codes, float d, uint8_t* out) {
   store_u16(out, float_to_half(d));
   for (int j = 0; j < 16; ++j) out[2 + j] = static_cast<uint8_t>((codes[j] + 8) | (codes[j + 16] + 8) << 4);
 }
@@ -149,7 +67,7 @@ void q4_0_plain(const RowTask& row) {
     }
     const float d = extreme / -8.0f;
     const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
-    int codes[32];
+    int32_t codes[32];
     for (int j = 0; j < 32; ++j) codes[j] = std::min(15, static_cast<int>(x[j] * inverse + 8.5f)) - 8;
     store_q4_0(codes, d, row.out + i / 32 * 18);
   }
@@ -158,14 +76,14 @@ void q4_0_plain(const RowTask& row) {
 void q4_0_fitted(const RowTask& row) {
   for (int64_t i = 0; i < row.cols; i += 32) {
     const float* x = row.values + i;
-    const float d = through_half(fit_symmetric<32>(x, row.weights + i, -8, 7, 0.2f, 32));
-    int codes[32];
+    const float d = through_half(fit_symmetric<32>(x, row.weights + i, 8, 0.2f, 0.96f));
+    int32_t codes[32];
     symmetric_codes<32>(x, d, -8, 7, codes);
     store_q4_0(codes, d, row.out + i / 32 * 18);
   }
 }
 
-void store_q2_0(const int* codes, float d, uint8_t* out) {
+void store_q2_0(const int32_t* codes, float d, uint8_t* out) {
   store_u16(out, float_to_half(d));
   for (int j = 0; j < 16; ++j) {
     uint8_t byte = 0;
@@ -174,7 +92,7 @@ void store_q2_0(const int* codes, float d, uint8_t* out) {
   }
 }
 
-void store_tq2_0(const int* codes, float d, uint8_t* out) {
+void store_tq2_0(const int32_t* codes, float d, uint8_t* out) {
   for (int j = 0; j < 64; ++j) {
     uint8_t byte = 0;
     for (int b = 0; b < 4; ++b) {
@@ -185,17 +103,17 @@ void store_tq2_0(const int* codes, float d, uint8_t* out) {
   store_u16(out + 64, float_to_half(d));
 }
 
-/// Q2_0 and TQ2_0; `high` is 2 or 1.
-template <int kSize>
-void two_bits(const RowTask& row, Fit fit, float high, int block_bytes,
-              void (*store_block)(const int*, float, uint8_t*)) {
+/// Q2_0 and TQ2_0: codes from -1 to kHigh.
+template <int kSize, int kHigh>
+void few_levels(const RowTask& row, Fit fit, int block_bytes,
+                void (*store_block)(const int32_t*, float, uint8_t*)) {
   for (int64_t i = 0; i < row.cols; i += kSize) {
     const float* x = row.values + i;
-    const float d =
-        through_half(fit == Fit::kAbsmean ? row.matrix_scale
-                                          : fit_symmetric<kSize>(x, row.weights + i, -1, high, 0.5f, 40));
-    int codes[kSize];
-    symmetric_codes<kSize>(x, fit == Fit::kAbsmean ? row.matrix_scale : d, -1, high, codes);
+    const bool absmean = fit == Fit::kAbsmean;
+    const float scale = absmean ? row.matrix_scale : fit_few_levels<kSize, kHigh>(x, row.weights + i);
+    const float d = through_half(scale);
+    int32_t codes[kSize];
+    symmetric_codes<kSize>(x, absmean ? scale : d, -1, kHigh, codes);
     store_block(codes, d, row.out + i / kSize * block_bytes);
   }
 }
@@ -209,12 +127,12 @@ void q6_k(const RowTask& row) {
     uint8_t* out = row.out + i / 256 * 210;
     float scales[16], extreme = 0.0f;
     for (int s = 0; s < 16; ++s) {
-      scales[s] = fit_symmetric<16>(x + 16 * s, row.weights + i + 16 * s, -32, 31, 0.04f, 16);
+      scales[s] = fit_symmetric<16>(x + 16 * s, row.weights + i + 16 * s, 32, 0.04f, 0.985f);
       if (std::fabs(scales[s]) > std::fabs(extreme)) extreme = scales[s];
     }
     const float d = through_half(extreme / -128.0f);
     const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
-    int codes[256];
+    int32_t codes[256];
     for (int s = 0; s < 16; ++s) {
       const int sub = std::clamp(static_cast<int>(std::lrint(scales[s] * inverse)), -128, 127);
       symmetric_codes<16>(x + 16 * s, d * static_cast<float>(sub), -32, 31, codes + 16 * s);
@@ -230,115 +148,157 @@ void q6_k(const RowTask& row) {
   }
 }
 
-struct Affine {
-  float scale = 0, minimum = 0;  // value = scale * code - minimum, minimum >= 0
+// A block of 256 values in 8 sub-blocks of 32: value = d * scale * code - dmin * minimum.
+struct Q4K {
+  float d = 0, dmin = 0;               // representable in float16
+  int scales[8] = {}, minima[8] = {};  // 0 to 63
 };
 
-struct AffineSums {
-  float w = 0, wx = 0, wc = 0, wcc = 0, wxc = 0;
+struct Q4KSums {  // of a sub-block, with u = scale * code and v = minimum
+  float error = 0, uu = 0, uv = 0, vv = 0, xu = 0, xv = 0;
 };
 
-AffineSums affine_sums(const float* x, const float* w, float inverse, float offset) {
-  Floats sw = {}, swx = {}, swc = {}, swcc = {}, swxc = {};
+Floats q4_k_codes(Floats x, float step, float offset) {
+  return clamped(rounded((x + offset) * (step > kLeastValue ? 1.0f / step : 0.0f)), 0, 15);
+}
+
+float q4_k_error(const float* x, const float* w, float step, float offset) {
+  Floats error = {};
   for (int i = 0; i < 32; i += kLanes) {
-    const Floats v = load(x + i), weight = load(w + i);
-    const Floats c = clamped(rounded((v + offset) * inverse), 0, 15);
+    const Floats v = load(x + i);
+    const Floats rest = v - (q4_k_codes(v, step, offset) * step - offset);
+    error += load(w + i) * rest * rest;
+  }
+  return sum(error);
+}
+
+Q4KSums q4_k_sums(const float* x, const float* w, const Q4K& block, int s) {
+  const float step = block.d * static_cast<float>(block.scales[s]);
+  const float scale = static_cast<float>(block.scales[s]), v = static_cast<float>(block.minima[s]);
+  const float offset = block.dmin * v;
+  Floats error = {}, su = {}, suu = {}, sxu = {}, sw = {}, sx = {};
+  for (int i = 0; i < 32; i += kLanes) {
+    const Floats value = load(x + i), weight = load(w + i);
+    const Floats code = q4_k_codes(value, step, offset);
+    const Floats rest = value - (code * step - offset);
+    const Floats u = code * scale, weighted = weight * u;
+    error += weight * rest * rest;
+    su += weighted;
+    suu += weighted * u;
+    sxu += weighted * value;
     sw += weight;
-    swx += weight * v;
-    swc += weight * c;
-    swcc += weight * c * c;
-    swxc += weight * c * v;
+    sx += weight * value;
   }
-  return {sum(sw), sum(swx), sum(swc), sum(swcc), sum(swxc)};
+  return {sum(error), sum(suu), v * sum(su), v * v * sum(sw), sum(sxu), v * sum(sx)};
 }
 
-/// Least squares for fixed codes with the minimum held at or above zero; gain: what it explains.
-float solve_affine(const AffineSums& s, Affine& fit) {
-  const float determinant = s.w * s.wcc - s.wc * s.wc;
-  if (determinant > 0.0f) {
-    const float scale = (s.w * s.wxc - s.wx * s.wc) / determinant;
-    const float minimum = (s.wc * s.wxc - s.wcc * s.wx) / determinant;
-    if (minimum >= 0.0f && scale > 0.0f) {
-      fit = {scale, minimum};
-      return scale * s.wxc - minimum * s.wx;
-    }
-  }
-  if (s.wcc > 0.0f && s.wxc > 0.0f) {
-    fit = {s.wxc / s.wcc, 0.0f};
-    return fit.scale * s.wxc;
-  }
-  return -1.0f;
-}
-
-Affine fit_affine(const float* x, const float* w) {
-  float low = 0.0f, high = x[0];
-  for (int i = 0; i < 32; ++i) {
-    low = std::min(low, x[i]);
-    high = std::max(high, x[i]);
-  }
-  if (!(high - low > 1e-30f)) return {};
-  Affine best;
-  float best_gain = 0.0f;
-  const auto consider = [&](float inverse, float offset) {
-    Affine fit;
-    const float gain = solve_affine(affine_sums(x, w, inverse, offset), fit);
-    if (gain > best_gain) {
-      best_gain = gain;
-      best = fit;
-    }
-  };
-  // From 14 to 22 steps over the range: the last ones clip the extremes.
-  for (float steps = 14.0f; steps <= 22.0f; steps += 0.5f) {
-    consider(steps / (high - low), -low);
-    consider(steps / (high - low), -low - (steps - 15.0f) / steps * (high - low) * 0.5f);
-  }
-  for (int i = 0; i < 3 && best.scale > 0.0f; ++i) {
-    const float before = best_gain;
-    consider(1.0f / best.scale, best.minimum);
-    if (best_gain == before) break;
-  }
-  return best;
-}
-
-// d and dmin f16, 6-bit scales and minima of 8 sub-blocks of 32, 4-bit codes.
-void q4_k(const RowTask& row) {
-  for (int64_t i = 0; i < row.cols; i += 256) {
-    const float* x = row.values + i;
-    uint8_t* out = row.out + i / 256 * 144;
-    Affine fits[8];
-    float top_scale = 0.0f, top_minimum = 0.0f;
-    for (int s = 0; s < 8; ++s) {
-      fits[s] = fit_affine(x + 32 * s, row.weights + i + 32 * s);
-      top_scale = std::max(top_scale, fits[s].scale);
-      top_minimum = std::max(top_minimum, fits[s].minimum);
-    }
-    const float d = through_half(top_scale / 63.0f), dmin = through_half(top_minimum / 63.0f);
-    store_u16(out, float_to_half(d));
-    store_u16(out + 2, float_to_half(dmin));
-    std::memset(out + 4, 0, 140);
-    for (int s = 0; s < 8; ++s) {
-      const int scale = d > 0.0f ? std::clamp(static_cast<int>(std::lrint(fits[s].scale / d)), 0, 63) : 0;
-      const int minimum =
-          dmin > 0.0f ? std::clamp(static_cast<int>(std::lrint(fits[s].minimum / dmin)), 0, 63) : 0;
-      uint8_t* packed = out + 4;
-      if (s < 4) {
-        packed[s] |= static_cast<uint8_t>(scale);
-        packed[s + 4] |= static_cast<uint8_t>(minimum);
-      } else {
-        packed[s + 4] = static_cast<uint8_t>((scale & 15) | (minimum & 15) << 4);
-        packed[s - 4] |= static_cast<uint8_t>((scale >> 4) << 6);
-        packed[s] |= static_cast<uint8_t>((minimum >> 4) << 6);
-      }
-      const float step = d * static_cast<float>(scale), offset = dmin * static_cast<float>(minimum);
-      const float inverse = step > 0.0f ? 1.0f / step : 0.0f;
-      for (int j = 0; j < 32; j += kLanes) {
-        float codes[kLanes];
-        store(codes, clamped(rounded((load(x + 32 * s + j) + offset) * inverse), 0, 15));
-        for (int l = 0; l < kLanes; ++l) {
-          out[16 + s / 2 * 32 + j + l] |= static_cast<uint8_t>(static_cast<int>(codes[l]) << (s % 2 * 4));
+/// For each sub-block the best scale and minimum near those it has, for the block's d and dmin.
+void q4_k_refine_integers(const float* x, const float* w, Q4K& block) {
+  for (int s = 0; s < 8; ++s) {
+    const int scale = block.scales[s], minimum = block.minima[s];
+    float least = 0.0f;
+    bool first = true;
+    for (const int by_scale : {0, -1, 1}) {
+      for (const int by_minimum : {0, -1, 1}) {
+        const int new_scale = scale + by_scale, new_minimum = minimum + by_minimum;
+        if (new_scale < 0 || new_scale > 63 || new_minimum < 0 || new_minimum > 63) continue;
+        const float error = q4_k_error(x + 32 * s, w + 32 * s, block.d * static_cast<float>(new_scale),
+                                       block.dmin * static_cast<float>(new_minimum));
+        if (first || error < least) {
+          first = false;
+          least = error;
+          block.scales[s] = new_scale;
+          block.minima[s] = new_minimum;
         }
       }
     }
+  }
+}
+
+/// Least-squares d and dmin for the block's codes; false where that does not lower the error.
+bool q4_k_refine_factors(const float* x, const float* w, Q4K& block) {
+  Q4KSums total;
+  for (int s = 0; s < 8; ++s) {
+    const Q4KSums sums = q4_k_sums(x + 32 * s, w + 32 * s, block, s);
+    total.error += sums.error;
+    total.uu += sums.uu;
+    total.uv += sums.uv;
+    total.vv += sums.vv;
+    total.xu += sums.xu;
+    total.xv += sums.xv;
+  }
+  const float determinant = total.uu * total.vv - total.uv * total.uv;
+  Q4K better = block;
+  if (determinant > 1e-6f * total.uu * total.vv) {
+    better.d = through_half((total.xu * total.vv - total.xv * total.uv) / determinant);
+    better.dmin = through_half((total.xu * total.uv - total.xv * total.uu) / determinant);
+  } else if (total.uu > 0.0f) {
+    better.d = through_half((total.xu + block.dmin * total.uv) / total.uu);
+  }
+  if (!(better.d > 0.0f) || !(better.dmin >= 0.0f)) return false;
+  float error = 0.0f;
+  for (int s = 0; s < 8; ++s) {
+    error += q4_k_error(x + 32 * s, w + 32 * s, better.d * static_cast<float>(better.scales[s]),
+                        better.dmin * static_cast<float>(better.minima[s]));
+  }
+  if (!(error < total.error)) return false;
+  block = better;
+  return true;
+}
+
+Q4K fit_q4_k(const float* x, const float* w) {
+  Affine fits[8];
+  float top_scale = 0.0f, top_minimum = 0.0f;
+  for (int s = 0; s < 8; ++s) {
+    fits[s] = fit_affine(x + 32 * s, w + 32 * s);
+    top_scale = std::max(top_scale, fits[s].scale);
+    top_minimum = std::max(top_minimum, fits[s].minimum);
+  }
+  Q4K block;
+  block.d = through_half(top_scale / 63.0f);
+  block.dmin = through_half(top_minimum / 63.0f);
+  for (int s = 0; s < 8; ++s) {
+    if (block.d > 0.0f) block.scales[s] = std::min(63, static_cast<int>(fits[s].scale / block.d + 0.5f));
+    if (block.dmin > 0.0f)
+      block.minima[s] = std::min(63, static_cast<int>(fits[s].minimum / block.dmin + 0.5f));
+  }
+  // The integers were rounded one by one: choose them together with the codes, then d and dmin for them.
+  for (int round = 0; round < 2; ++round) {
+    q4_k_refine_integers(x, w, block);
+    if (!q4_k_refine_factors(x, w, block)) break;
+  }
+  return block;
+}
+
+void store_q4_k(const float* x, const Q4K& block, uint8_t* out) {
+  std::memset(out, 0, 144);
+  store_u16(out, float_to_half(block.d));
+  store_u16(out + 2, float_to_half(block.dmin));
+  uint8_t* packed = out + 4;  // the first four of each 6-bit row whole, the others in two parts
+  for (int s = 0; s < 8; ++s) {
+    const int scale = block.scales[s], minimum = block.minima[s];
+    if (s < 4) {
+      packed[s] |= static_cast<uint8_t>(scale);
+      packed[s + 4] |= static_cast<uint8_t>(minimum);
+    } else {
+      packed[s + 4] = static_cast<uint8_t>((scale & 15) | (minimum & 15) << 4);
+      packed[s - 4] |= static_cast<uint8_t>((scale >> 4) << 6);
+      packed[s] |= static_cast<uint8_t>((minimum >> 4) << 6);
+    }
+    const float step = block.d * static_cast<float>(scale), offset = block.dmin * static_cast<float>(minimum);
+    for (int j = 0; j < 32; j += kLanes) {
+      float codes[kLanes];
+      store(codes, q4_k_codes(load(x + 32 * s + j), step, offset));
+      for (int l = 0; l < kLanes; ++l) {
+        out[16 + s / 2 * 32 + j + l] |= static_cast<uint8_t>(static_cast<int>(codes[l]) << (s % 2 * 4));
+      }
+    }
+  }
+}
+
+void q4_k(const RowTask& row) {
+  for (int64_t i = 0; i < row.cols; i += 256) {
+    store_q4_k(row.values + i, fit_q4_k(row.values + i, row.weights + i), row.out + i / 256 * 144);
   }
 }
 
@@ -359,7 +319,7 @@ void bf16(const RowTask& row) {
 
 void encode_row(TensorType type, Fit fit, const RowTask& row) {
   if (fit != Fit::kPlain && fit != Fit::kAbsmean) error_weights(row);
-  const float high = fit == Fit::kMse ? 2.0f : 1.0f;
+  const bool ternary = fit != Fit::kMse;
   switch (type) {
     case TensorType::kF32: return f32(row);
     case TensorType::kF16: return f16(row);
@@ -368,8 +328,10 @@ void encode_row(TensorType type, Fit fit, const RowTask& row) {
     case TensorType::kQ4_0: return fit == Fit::kPlain ? q4_0_plain(row) : q4_0_fitted(row);
     case TensorType::kQ4_K: return q4_k(row);
     case TensorType::kQ6_K: return q6_k(row);
-    case TensorType::kQ2_0: return two_bits<64>(row, fit, high, 18, store_q2_0);
-    case TensorType::kTQ2_0: return two_bits<256>(row, fit, 1.0f, 66, store_tq2_0);
+    case TensorType::kQ2_0:
+      return ternary ? few_levels<64, 1>(row, fit, 18, store_q2_0)
+                     : few_levels<64, 2>(row, fit, 18, store_q2_0);
+    case TensorType::kTQ2_0: return few_levels<256, 1>(row, fit, 66, store_tq2_0);
     default: return;  // can_encode() has said so
   }
 }
