@@ -11,8 +11,8 @@
 #include "errors.h"
 #include "gguf/reader.h"
 #include "kernels/isa.h"
-#include "system/limits.h"
 #include "model/model.h"
+#include "system/limits.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

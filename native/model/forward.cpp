@@ -14,9 +14,7 @@ void stop_if(const std::function<bool()>& should_stop) {
   if (should_stop && should_stop()) throw Error(ErrorKind::kInterrupted, "interrupted");
 }
 
-PartialAttention partial_at(float* memory, int heads) {
-  return {memory, memory + heads, memory + 2 * heads};
-}
+PartialAttention partial_at(float* memory, int heads) { return {memory, memory + heads, memory + 2 * heads}; }
 
 }  // namespace
 
@@ -280,14 +278,13 @@ void Model::attention(std::span<const Row> rows, int l) {
           float* total = memory + (row - row_begin) * partial_floats;
           attend(row, kv_head, chunk, thread, chunk == 0 ? total : fresh);
           if (chunk > 0) {
-            ops.merge(partial_at(total, group), partial_at(fresh, group), group,
-                      c.head_dim);
+            ops.merge(partial_at(total, group), partial_at(fresh, group), group, c.head_dim);
           }
         }
       }
       for (int64_t row = row_begin; row < row_end; ++row) {
-        ops.finish(partial_at(memory + (row - row_begin) * partial_floats, group), group,
-                   c.head_dim, out_of(row, kv_head));
+        ops.finish(partial_at(memory + (row - row_begin) * partial_floats, group), group, c.head_dim,
+                   out_of(row, kv_head));
       }
     }
   });

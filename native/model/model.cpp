@@ -8,8 +8,8 @@
 #include "errors.h"
 #include "gguf/dequantize.h"
 #include "model/finite.h"
-#include "system/limits.h"
 #include "model/scratch.h"
+#include "system/limits.h"
 
 namespace bitqwen {
 namespace {

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "weights/format.h"
 #include "half.h"
+#include "weights/format.h"
 
 namespace bitqwen {
 

@@ -10,10 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 
+import gguf
 from bitqwen.convert import convert
 from bitqwen.errors import CheckpointError, ResourceError, UsageError
 from bitqwen.gguf import GGUFFile, writer

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import gguf
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import gguf
 from bitqwen import _native
 from bitqwen.errors import UnsupportedModelError, UsageError
 from bitqwen.gguf import TensorType, type_info

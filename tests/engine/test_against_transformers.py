@@ -1,0 +1,59 @@
+"""Logits of random tiny checkpoints, with every real ratio of heads, against transformers in float32."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bitqwen.convert import convert
+from bitqwen.engine import Model
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+
+def reference(folder, ids):
+    model = transformers.Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        return model(torch.tensor([ids])).logits[0].numpy()
+
+
+# Heads, key/value heads and head width of the 0.5B, 1.5B, 3B, 7B, 14B/32B and 72B models.
+RATIOS = [(14, 2, 64), (12, 2, 128), (16, 2, 128), (28, 4, 128), (40, 8, 128), (64, 8, 128)]
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), RATIOS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_equal_those_of_transformers(tiny_checkpoint, tmp_path, heads, kv_heads, head_dim, tied):
+    source = tiny_checkpoint(
+        hidden=heads * head_dim if heads < 40 else 256,
+        head_dim=head_dim,
+        heads=heads,
+        kv_heads=kv_heads,
+        intermediate=320,
+        layers=2,
+        tied=tied,
+        dtype="F16",
+        bias_scale=8.0,
+    )
+    ids = np.random.default_rng(1).integers(0, 500, 90).tolist()
+    expected = reference(source.folder, ids)
+    model = Model.open(convert(source.folder, tmp_path / "f16.gguf", "f16").path)
+    difference = np.abs(model.logits(ids) - expected).max()
+    assert difference < 1e-2 * expected.std()
+
+
+def test_yarn_equals_transformers_beyond_the_original_context(tiny_checkpoint, tmp_path):
+    source = tiny_checkpoint(context=128, yarn=4.0, dtype="F16", tied=False)
+    ids = np.random.default_rng(2).integers(0, 500, 400).tolist()
+    expected = reference(source.folder, ids)
+    model = Model.open(convert(source.folder, tmp_path / "f16.gguf", "f16").path, context=512)
+    assert np.abs(model.logits(ids) - expected).max() < 1e-2 * expected.std()
+
+
+def test_int8_cache_is_close_to_f16(tiny_checkpoint, tmp_path):
+    source = tiny_checkpoint(dtype="F16", tied=False)
+    path = convert(source.folder, tmp_path / "f16.gguf", "f16").path
+    ids = np.random.default_rng(3).integers(0, 500, 200).tolist()
+    exact, rounded = (Model.open(path, kv=kv).logits(ids) for kv in ("f16", "int8"))
+    assert 0 < np.abs(exact - rounded).max() < 0.1 * exact.std()
