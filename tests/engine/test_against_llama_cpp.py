@@ -36,20 +36,3 @@ def test_real_logits_are_llama_cpps_within_its_own_rounding(real_model):
     divergence = (np.exp(expected) * (expected - found)).sum(axis=1)
     assert divergence.mean() < 3e-3
     assert (expected.argmax(axis=1) == found.argmax(axis=1)).mean() >= 0.97
-
-
-@pytest.mark.real
-def test_a_context_of_8192_remembers_its_beginning(real_model):
-    model = Model.open(real_model, context=8704, kv="int8")
-    llama = llama_cpp.Llama(str(real_model), vocab_only=True, verbose=False)
-    fact = llama.tokenize(b"The secret word is: marmalade.\n", add_bos=False)
-    filler = llama.tokenize(inspect.getsource(textwrap).encode(), add_bos=False)
-    question = llama.tokenize(b"\n# As said at the very beginning, the secret word is:", add_bos=False)
-    ids = fact + (filler * 8)[: 8192 - len(fact)] + question
-    with model.session() as session:
-        logits = session.feed(ids)
-        answer = []
-        for _ in range(4):
-            answer.append(int(logits.argmax()))
-            logits = session.feed(answer[-1:])
-    assert b"marmalade" in llama.detokenize(answer)
