@@ -157,7 +157,7 @@ def test_saved_texts_need_the_tokenizer_that_they_were_cut_with(
         np.testing.assert_array_equal(same.chunks, text.chunks)
         assert len(saved_passages(saved, tokenizer, chunks=1)[0].chunks) == 1
         monkeypatch.setattr(tokenizer, "encode", lambda text: [ord(letter) % 256 for letter in text])
-        with pytest.raises(UsageError, match="another tokenizer"):
+        with pytest.raises(UsageError, match="different tokenizers"):
             saved_passages(saved, tokenizer)
 
 

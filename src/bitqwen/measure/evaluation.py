@@ -167,18 +167,33 @@ def saved_passages(saved: ReferenceFile, tokenizer: Tokenizer, *, chunks: int | 
         UsageError: the tokenizer is another one.
     """
     passages = saved.passages()
+    check_same_tokens(passages, tokenizer, str(saved.path))
+    return [dataclasses.replace(each, chunks=each.chunks[:chunks]) for each in passages]
+
+
+def check_same_tokens(passages: Sequence[Passage], tokenizer: Tokenizer, what: str) -> None:
+    """Refuses a tokenizer that does not read texts as another one did: nothing could be compared.
+
+    Args:
+        passages: the texts, as the other one read them.
+        tokenizer: the one in question.
+        what: which model or file the two differ in, for the message.
+
+    Raises:
+        UsageError: it does not.
+    """
     for passage in passages:
         ids = passage.chunks.ravel().tolist()
         if tokenizer.add_bos:
+            # Each chunk's first token was replaced; what follows the first is whole.
             ids = passage.chunks[0, 1:].tolist()
         again = tokenizer.encode(tokenizer.decode(ids)) if max(ids) < tokenizer.vocab_size else []
         sure = max(len(ids) - _UNSURE_TOKENS, 1)
         if again[:sure] != ids[:sure]:
             raise UsageError(
-                f"The saved reference {saved.path} was made with another tokenizer than this model's.",
-                hint="Compare models of one family, or save a reference of this one's.",
+                f"The model and {what} have different tokenizers, so their predictions cannot be compared.",
+                hint="Compare models of one family.",
             )
-    return [dataclasses.replace(each, chunks=each.chunks[:chunks]) for each in passages]
 
 
 def as_json(result: TextResult) -> dict[str, Any]:
