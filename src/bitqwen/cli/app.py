@@ -12,6 +12,7 @@ from bitqwen.cli import terminal
 from bitqwen.cli.chat import chat
 from bitqwen.cli.convert import convert
 from bitqwen.cli.demo import demo
+from bitqwen.cli.eval import eval as eval_verb
 from bitqwen.cli.inspect import inspect
 from bitqwen.cli.options import Debug, debug_enabled, epilog
 from bitqwen.cli.pull import pull
@@ -69,6 +70,14 @@ app.command(
 app.command(epilog=epilog("bitqwen chat qwen.gguf", "bitqwen chat qwen.gguf --system 'Answer in French.'"))(
     chat
 )
+app.command(
+    epilog=epilog(
+        "bitqwen eval qwen-w2.gguf --reference qwen-f16.gguf",
+        "bitqwen eval qwen-f16.gguf --save-reference qwen.ref --text mine=notes.txt",
+        "bitqwen eval qwen-w2.gguf --reference qwen.ref -o report.json",
+        "bitqwen eval qwen-w2.gguf --task humaneval --allow-code-execution",
+    ),
+)(eval_verb)
 app.command(
     epilog=epilog("bitqwen inspect qwen.gguf --context 8192", "bitqwen inspect ./checkpoint --tensors --json")
 )(inspect)
