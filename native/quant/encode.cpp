@@ -1,6 +1,8 @@
 #include "quant/encode.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -11,6 +13,8 @@
 
 namespace bitqwen {
 namespace {
+
+constexpr int64_t kGrain = 8;  // rows
 
 RowEncoder current_encoder() {
   switch (current_isa()) {
@@ -24,17 +28,59 @@ RowEncoder current_encoder() {
   }
 }
 
-// Row sums first, then their sum in order: the same for every number of threads.
-float mean_absolute(const float* matrix, int64_t rows, int64_t cols, ThreadPool& pool) {
-  std::vector<double> sums(static_cast<size_t>(rows));
-  pool.parallel_for(rows, 16, [&](int64_t begin, int64_t end, int) {
-    for (int64_t r = begin; r < end; ++r) {
-      for (int64_t i = 0; i < cols; ++i) sums[r] += std::fabs(matrix[r * cols + i]);
-    }
-  });
+// Beyond this no type with float16 scales holds a value (Q6_K reaches furthest: 65504 x 128 x 32), and sums
+// of the fits could overflow.
+constexpr float kLargest = 3e8f;
+
+struct RowFacts {
+  double magnitudes = 0;  // sum of absolute values
+  double energy = 0;      // sum of squares
+  float largest = 0;      // absolute value
+  float least = 0;        // absolute value other than zero, if there is one
+};
+
+RowFacts row_facts(const float* row, int64_t cols) {
+  RowFacts facts;
+  for (int64_t i = 0; i < cols; ++i) {
+    const float magnitude = std::fabs(row[i]);
+    facts.magnitudes += magnitude;
+    facts.energy += static_cast<double>(magnitude) * magnitude;
+    facts.largest = std::max(facts.largest, magnitude);
+    if (magnitude > 0.0f && (facts.least == 0.0f || magnitude < facts.least)) facts.least = magnitude;
+  }
+  return facts;
+}
+
+// In the order of the rows, whichever thread has looked at them.
+float absmean_scale(const std::vector<RowFacts>& rows, int64_t cols) {
   double total = 0;
-  for (const double sum : sums) total += sum;
-  return static_cast<float>(total / (static_cast<double>(rows) * static_cast<double>(cols)));
+  float largest = 0, least = 0;
+  for (const RowFacts& row : rows) {
+    total += row.magnitudes;
+    largest = std::max(largest, row.largest);
+    if (row.least > 0.0f && (least == 0.0f || row.least < least)) least = row.least;
+  }
+  if (largest == least) return largest;
+  return static_cast<float>(total / (static_cast<double>(rows.size()) * static_cast<double>(cols)));
+}
+
+// Around 1, so that no scale of the caller's can overflow; a column of no importance still counts a little,
+// so that its blocks do not vanish.
+std::vector<float> normalised(std::span<const float> importance) {
+  double total = 0;
+  for (const float value : importance) {
+    if (!(value >= 0.0f) || std::isinf(value)) {
+      throw Error(ErrorKind::kArgument,
+                  "an importance is " + std::to_string(value) + "; finite values of 0 or more are allowed");
+    }
+    total += value;
+  }
+  std::vector<float> result(importance.begin(), importance.end());
+  const double mean = total / static_cast<double>(std::max<size_t>(1, result.size()));
+  for (float& value : result) {
+    value = mean > 0 ? static_cast<float>(std::max(value / mean, 1e-6)) : 1.0f;
+  }
+  return result;
 }
 
 }  // namespace
@@ -61,28 +107,42 @@ EncodeResult encode(gguf::TensorType type, Fit fit, const float* matrix, int64_t
   if (!can_encode(type, fit)) {
     throw Error(ErrorKind::kUnsupported, "there is no encoder of that kind for " + std::string(info.name));
   }
-  if (cols < 1 || cols % info.block_size != 0 || (!importance.empty() && std::ssize(importance) != cols)) {
+  if (cols < 1 || cols % info.block_size != 0) {
     throw Error(ErrorKind::kArgument, "rows of " + std::to_string(cols) + " values do not fit " +
                                           std::string(info.name) + " blocks of " +
-                                          std::to_string(info.block_size) + ", or the importances given");
+                                          std::to_string(info.block_size));
   }
-  const float scale = fit == Fit::kAbsmean ? mean_absolute(matrix, rows, cols, pool) : 0.0f;
+  if (!importance.empty() && std::ssize(importance) != cols) {
+    throw Error(ErrorKind::kArgument, std::to_string(importance.size()) + " importances for rows of " +
+                                          std::to_string(cols) + " values: one a column is needed");
+  }
+  const std::vector<float> weights = normalised(importance);
   const int64_t row_bytes = cols / info.block_size * info.block_bytes;
   const RowEncoder encode_row = current_encoder();
+  const bool float_type =
+      type == gguf::TensorType::kF32 || type == gguf::TensorType::kF16 || type == gguf::TensorType::kBF16;
+  std::vector<RowFacts> facts(static_cast<size_t>(rows));
+  pool.parallel_for(rows, kGrain, [&](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) facts[r] = row_facts(matrix + r * cols, cols);
+  });
+  const float scale = fit == Fit::kAbsmean ? absmean_scale(facts, cols) : 0.0f;
   std::vector<EncodeResult> results(static_cast<size_t>(rows));
-  pool.parallel_for(rows, 8, [&](int64_t begin, int64_t end, int) {
+  pool.parallel_for(rows, kGrain, [&](int64_t begin, int64_t end, int) {
     std::vector<float> scratch(static_cast<size_t>(cols));
     for (int64_t r = begin; r < end; ++r) {
       const float* values = matrix + r * cols;
+      results[r].energy = facts[r].energy;
+      if (!std::isfinite(facts[r].energy) || (!float_type && facts[r].largest > kLargest)) {
+        results[r].error = std::numeric_limits<double>::infinity();
+        continue;
+      }
       uint8_t* bytes = out + r * row_bytes;
-      encode_row(
-          type, fit,
-          {values, importance.empty() ? nullptr : importance.data(), cols, scale, scratch.data(), bytes});
+      encode_row(type, fit,
+                 {values, weights.empty() ? nullptr : weights.data(), cols, scale, scratch.data(), bytes});
       gguf::dequantize(type, bytes, cols, scratch.data());
       for (int64_t i = 0; i < cols; ++i) {
         const double difference = static_cast<double>(values[i]) - scratch[i];
         results[r].error += difference * difference;
-        results[r].energy += static_cast<double>(values[i]) * values[i];
       }
     }
   });

@@ -17,9 +17,8 @@ using gguf::TensorType;
 
 void store_u16(uint8_t* p, uint16_t v) { std::memcpy(p, &v, sizeof v); }
 
-/// What the error of each value weighs: importance x sqrt(mean square of the row + value^2). Errors of
-/// large weights cost more than their share of the squared error: a fit with a larger plain error
-/// but smaller error there keeps the model's output closer (measured: docs/quality.md).
+/// What the error of each value weighs: importance x sqrt(mean square of the row + value^2), the weighting of
+/// llama.cpp's fits with an importance matrix. Errors of large weights then cost more than their share.
 void error_weights(const RowTask& row) {
   Floats squares = {};
   for (int64_t i = 0; i < row.cols; i += kLanes) {

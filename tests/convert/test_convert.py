@@ -92,6 +92,16 @@ def test_metadata_is_complete(tiny_checkpoint, tmp_path):
     assert metadata["bitqwen.scheme"] == "w2"
     assert metadata["bitqwen.version"]
     assert metadata["bitqwen.source"] == source.folder.name
+    digest = hashlib.sha256((source.folder / "model.safetensors").read_bytes()).hexdigest()
+    assert (
+        metadata["bitqwen.source_sha256"]
+        == hashlib.sha256(f"{digest}  model.safetensors\n".encode()).hexdigest()
+    )
+    # What generation_config.json recommends.
+    assert metadata["general.sampling.temp"] == pytest.approx(0.7)
+    assert metadata["general.sampling.top_k"] == 20
+    assert metadata["general.sampling.top_p"] == pytest.approx(0.8)
+    assert metadata["general.sampling.penalty_repeat"] == pytest.approx(1.1)
 
 
 def test_the_same_source_gives_the_same_bytes(tiny_checkpoint, tmp_path):
@@ -184,9 +194,24 @@ def test_a_weight_that_is_not_a_number_is_named(tiny_checkpoint, tmp_path):
     weights[name] = weights[name].copy()
     weights[name][3, 5] = np.nan
     write_safetensors(source.folder / "model.safetensors", weights, "F32")
-    with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
+    with pytest.raises(CheckpointError, match=name.replace(".", r"\.") + r".*nan at \[3, 5\]"):
         convert(source.folder, tmp_path / "out.gguf", "w4")
     assert left_over(tmp_path) == []
+
+
+def test_a_weight_that_the_type_cannot_hold_is_refused_by_name(tiny_checkpoint, tmp_path):
+    from helpers.tiny_checkpoint import write_safetensors
+
+    source = tiny_checkpoint(**SMALL, dtype="F32")
+    weights = dict(source.weights)
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"].copy()
+    weights["model.embed_tokens.weight"][7, 9] = 70000
+    write_safetensors(source.folder / "model.safetensors", weights, "F32")
+    with pytest.raises(CheckpointError, match=r"embed_tokens.*7e\+04, beyond what F16 can hold"):
+        convert(source.folder, tmp_path / "out.gguf", "f16")
+    assert left_over(tmp_path) == []
+    convert(source.folder, tmp_path / "out.gguf", "f16", embedding="bf16")
+    assert GGUFFile(tmp_path / "out.gguf").read("token_embd.weight")[7, 9] == pytest.approx(70000, rel=0.01)
 
 
 def test_a_disk_without_space_is_refused_before_anything_is_written(tiny_checkpoint, tmp_path, monkeypatch):
@@ -200,15 +225,33 @@ def test_a_disk_without_space_is_refused_before_anything_is_written(tiny_checkpo
 
 def test_a_disk_that_fills_up_leaves_nothing(tiny_checkpoint, tmp_path):
     source = tiny_checkpoint(**SMALL)
-    calls = 0
+    program = (
+        "import resource, sys\n"
+        "from bitqwen.convert import convert\n"
+        "from bitqwen.errors import ResourceError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))\n"  # writes fail from there on
+        "try:\n    convert(sys.argv[1], sys.argv[2], 'f16')\n"
+        "except ResourceError as error:\n    print('refused:', error.message)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(source.folder), str(tmp_path / "out.gguf")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.startswith(f"refused: cannot write {tmp_path / 'out.gguf'}")
+    assert left_over(tmp_path) == []
 
-    def progress(_):
-        nonlocal calls
-        calls += 1
-        if calls == 5:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(OSError, match="No space left"):
+def test_an_error_in_the_middle_leaves_nothing(tiny_checkpoint, tmp_path):
+    source = tiny_checkpoint(**SMALL)
+
+    def progress(step):
+        if step.tensor.startswith("blk.1."):
+            assert any(name.endswith(".part") for name in left_over(tmp_path))
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(OSError, match="Input/output error"):
         convert(source.folder, tmp_path / "out.gguf", "w4", progress=progress)
     assert left_over(tmp_path) == []
 
@@ -271,3 +314,15 @@ def test_progress_counts_to_the_end(tiny_checkpoint, tmp_path):
     assert [p.done for p in seen] == sorted(p.done for p in seen)
     assert seen[0].done == 0
     assert seen[-1].done == seen[-1].total == sum(4 * v.size for v in source.weights.values())
+    finished = [p.finished.name for p in seen if p.finished]
+    assert len(finished) == len(set(finished)) == len(source.weights)
+
+
+def test_a_large_tensor_reports_its_pieces(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("bitqwen.convert.pipeline._PIECE_VALUES", 64 * 256)
+    source = tiny_checkpoint(**SMALL)
+    seen = []
+    report = convert(source.folder, tmp_path / "out.gguf", "w4", progress=seen.append)
+    done = [p.done for p in seen if p.tensor == "token_embd.weight"]
+    assert done == [k * 4 * 64 * 256 for k in range(512 // 64)]
+    assert report.peak_rss > 1 << 20

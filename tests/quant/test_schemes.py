@@ -13,7 +13,7 @@ def test_every_scheme_plans_only_what_can_be_encoded():
         scheme = get(name)
         for role, shape in [("matrix", (896, 896)), ("matrix", (64, 1536)), ("embedding", (512, 896))]:
             plan = scheme.plan(role, shape)
-            assert _native.can_quantize(int(plan.tensor_type), plan.fit), (name, role, shape)
+            assert _native.can_quantize(int(plan.tensor_type), plan.method), (name, role, shape)
 
 
 def test_rows_that_are_no_multiple_of_256_fall_back():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,13 +44,13 @@ class TensorReport:
 
 
 class Progress(NamedTuple):
-    """One tensor is about to be converted.
+    """A tensor is about to be converted, or another piece of a large one.
 
     Attributes:
-        tensor: its name; empty at the end.
-        done: bytes read so far, as float32.
-        total: bytes to read in all.
-        finished: the tensor before it, as it was written.
+        tensor: its name, or what is done before the first one; empty at the end.
+        done: bytes converted so far, as float32.
+        total: bytes to convert in all.
+        finished: when a tensor begins and at the end, the one before, as it was written.
     """
 
     tensor: str
@@ -63,7 +64,17 @@ ProgressCallback = Callable[[Progress], None]
 
 @dataclass
 class ConversionReport:
-    """A finished conversion."""
+    """A finished conversion.
+
+    Attributes:
+        path: the file.
+        scheme: the scheme's name.
+        tensors: what was written, in the file's order.
+        warnings: sentences for the user.
+        seconds: from opening the source to the synced file.
+        nbytes: the file's size.
+        peak_rss: the most memory that this process has had resident in its life, in bytes.
+    """
 
     path: Path
     scheme: str
@@ -71,6 +82,7 @@ class ConversionReport:
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
     nbytes: int = 0
+    peak_rss: int = 0
 
     @property
     def last(self) -> TensorReport | None:
@@ -96,3 +108,8 @@ class ConversionReport:
         for tensor in self.tensors:
             counts[tensor.tensor_type] = counts.get(tensor.tensor_type, 0) + 1
         return counts
+
+
+def peak_rss() -> int:
+    """The most memory that this process has had resident, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

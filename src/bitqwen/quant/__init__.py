@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from .encode import Encoded, quantize
-from .schemes import Scheme, TensorPlan, get, names
+from .methods import METHODS, Encoded, Method, Statistics, quantize
+from .schemes import Scheme, TensorPlan, file_type, get, names
 
-__all__ = ["Encoded", "Scheme", "TensorPlan", "get", "names", "quantize"]
+__all__ = [
+    "METHODS",
+    "Encoded",
+    "Method",
+    "Scheme",
+    "Statistics",
+    "TensorPlan",
+    "file_type",
+    "get",
+    "names",
+    "quantize",
+]

@@ -1,42 +1,59 @@
-"""The schemes that ``--scheme`` names: which tensor type and fit each matrix gets, and why one would.
+"""The schemes that ``--scheme`` names: which tensor type and method each matrix gets, and why one would.
 
 A scheme names types by preference; a matrix takes the first whose block divides its row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bitqwen.errors import UsageError
 from bitqwen.gguf import TensorType, type_info
 from bitqwen.models.specification import Role
 
-from .encode import Fit
-
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """How one tensor is stored."""
+    """How one tensor is stored: its type, and the name of a method in ``bitqwen.quant.METHODS``."""
 
     tensor_type: TensorType
-    fit: Fit
+    method: str
 
 
 _F32 = TensorPlan(TensorType.F32, "plain")
-_WIDE = (TensorPlan(TensorType.Q6_K, "mse"), TensorPlan(TensorType.Q8_0, "plain"))
+_F16 = TensorPlan(TensorType.F16, "plain")
+_Q8_0 = TensorPlan(TensorType.Q8_0, "plain")
+_Q4_0 = TensorPlan(TensorType.Q4_0, "mse")
+_WIDE = (TensorPlan(TensorType.Q6_K, "mse"), _Q8_0, _F16)
 # What --embedding and --head accept.
 _NAMED = {
     plan.tensor_type.name.lower(): plan
     for plan in (
-        TensorPlan(TensorType.F16, "plain"),
+        _F16,
         TensorPlan(TensorType.BF16, "plain"),
-        TensorPlan(TensorType.Q8_0, "plain"),
+        _Q8_0,
         TensorPlan(TensorType.Q6_K, "mse"),
         TensorPlan(TensorType.Q4_K, "mse"),
-        TensorPlan(TensorType.Q4_0, "mse"),
+        _Q4_0,
         TensorPlan(TensorType.Q2_0, "mse"),
     )
 }
+# ``general.file_type`` of a model whose matrices are mostly of a type: llama.cpp's llama_ftype.
+_FILE_TYPES = {
+    TensorType.F32: 0,
+    TensorType.F16: 1,
+    TensorType.Q4_0: 2,
+    TensorType.Q8_0: 7,
+    TensorType.Q4_K: 14,  # Q4_K_S
+    TensorType.TQ2_0: 37,
+    TensorType.Q2_0: 41,
+}
+
+
+def file_type(weights: Mapping[TensorType, int]) -> int:
+    """``general.file_type`` for matrices with so many weights in each type: that of the most common one."""
+    return _FILE_TYPES[max(weights, key=lambda tensor_type: weights[tensor_type])]
 
 
 @dataclass(frozen=True)
@@ -47,7 +64,6 @@ class Scheme:
         name: as ``--scheme`` takes it.
         body: plans for the block matrices, by preference.
         outer: plans for the embedding and the output head, by preference.
-        file_type: ``general.file_type`` in GGUF's numbering.
         when: one sentence on when to use it.
         needs_force: whether a source that was not trained for it is refused without ``--force``.
     """
@@ -55,7 +71,6 @@ class Scheme:
     name: str
     body: tuple[TensorPlan, ...]
     outer: tuple[TensorPlan, ...]
-    file_type: int
     when: str
     needs_force: bool = False
 
@@ -64,23 +79,33 @@ class Scheme:
         """Bits per weight of the block matrices, scales included."""
         return type_info(self.body[0].tensor_type).bits_per_weight
 
+    @property
+    def file_type(self) -> int:
+        """``general.file_type`` where no matrix had to take its second choice."""
+        return _FILE_TYPES[self.body[0].tensor_type]
+
     def plan(
         self, role: Role, shape: tuple[int, ...], *, embedding: str | None = None, head: str | None = None
     ) -> TensorPlan:
         """How to store a tensor of that role and shape.
 
         Raises:
-            UsageError: a type asked for does not exist, or its block does not divide the rows.
+            UsageError: a type asked for does not exist, or no type's block divides the rows.
         """
         chosen = {"embedding": embedding, "head": head}.get(role)
         if chosen is not None:
             return _override(role, chosen, shape)
         if role in ("norm", "bias"):
             return _F32
-        for plan in self.body if role == "matrix" else self.outer:
+        plans = self.body if role == "matrix" else self.outer
+        for plan in plans:
             if shape[-1] % type_info(plan.tensor_type).block_size == 0:
                 return plan
-        return TensorPlan(TensorType.F16, "plain")
+        raise UsageError(
+            f"scheme '{self.name}' has no type for rows of {shape[-1]} values: a multiple of "
+            f"{min(type_info(plan.tensor_type).block_size for plan in plans)} is needed",
+            hint="Use another scheme; w4 and f16 take any model.",
+        )
 
 
 def _override(role: str, name: str, shape: tuple[int, ...]) -> TensorPlan:
@@ -101,51 +126,39 @@ def _override(role: str, name: str, shape: tuple[int, ...]) -> TensorPlan:
 _SCHEMES = (
     Scheme(
         "f16",
-        (TensorPlan(TensorType.F16, "plain"),),
-        (TensorPlan(TensorType.F16, "plain"),),
-        1,
+        (_F16,),
+        (_F16,),
         "Half precision: the reference to compare with, or the source of other conversions.",
     ),
-    Scheme(
-        "q8_0",
-        (TensorPlan(TensorType.Q8_0, "plain"),),
-        (TensorPlan(TensorType.Q8_0, "plain"),),
-        7,
-        "Practically lossless at half the size of f16.",
-    ),
+    Scheme("q8_0", (_Q8_0, _F16), (_Q8_0, _F16), "Practically lossless at half the size of f16."),
     Scheme(
         "q4_0",
-        (TensorPlan(TensorType.Q4_0, "plain"),),
+        (TensorPlan(TensorType.Q4_0, "plain"), _F16),
         _WIDE,
-        2,
         "llama.cpp's plain 4 bits, by its reference rule; for programs that read nothing newer.",
     ),
     Scheme(
         "w4",
-        (TensorPlan(TensorType.Q4_K, "mse"), TensorPlan(TensorType.Q4_0, "mse")),
+        (TensorPlan(TensorType.Q4_K, "mse"), _Q4_0, _F16),
         _WIDE,
-        15,
         "The default: 4 bits with fitted scales and minima; close to the original.",
     ),
     Scheme(
         "w2",
-        (TensorPlan(TensorType.Q2_0, "mse"),),
+        (TensorPlan(TensorType.Q2_0, "mse"), _Q4_0, _F16),
         _WIDE,
-        41,
         "2 bits with fitted scales: smallest, and clearly damaged without calibration; for experiments.",
     ),
     Scheme(
         "ternary",
-        (TensorPlan(TensorType.TQ2_0, "ternary"), TensorPlan(TensorType.Q2_0, "ternary")),
+        (TensorPlan(TensorType.TQ2_0, "ternary"), TensorPlan(TensorType.Q2_0, "ternary"), _Q4_0, _F16),
         _WIDE,
-        37,
         "Three levels with one fitted scale a group: for models trained that way; others turn to gibberish.",
     ),
     Scheme(
         "bitnet",
         (TensorPlan(TensorType.TQ2_0, "absmean"), TensorPlan(TensorType.Q2_0, "absmean")),
         _WIDE,
-        37,
         "One absmean scale a matrix, as BitNet b1.58 rounds: only for models trained that way.",
         needs_force=True,
     ),
