@@ -65,7 +65,8 @@ void q4_0_plain(const RowTask& row) {
       if (std::fabs(x[j]) > std::fabs(extreme)) extreme = x[j];
     }
     const float d = extreme / -8.0f;
-    const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
+    // Infinite for the smallest subnormal numbers, which float16 stores as zero.
+    const float inverse = d != 0.0f && !std::isinf(1.0f / d) ? 1.0f / d : 0.0f;
     int32_t codes[32];
     for (int j = 0; j < 32; ++j) codes[j] = std::min(15, static_cast<int>(x[j] * inverse + 8.5f)) - 8;
     store_q4_0(codes, d, row.out + i / 32 * 18);
