@@ -213,6 +213,7 @@ class TestOptions:
     def test_a_constraint_decides_what_may_follow(self, rambler: LanguageModel) -> None:
         class Alternating:
             accepted: list[int]
+            done = False
 
             def __init__(self) -> None:
                 self.accepted = []
@@ -229,6 +230,14 @@ class TestOptions:
         constraint = Alternating()
         assert rambler.generate([1], max_tokens=4, constraint=constraint).tokens == [40, 41, 40, 41]
         assert constraint.accepted == [40, 41, 40, 41]
+
+        class OneWord(Alternating):
+            @property
+            def done(self) -> bool:  # type: ignore[override]
+                return len(self.accepted) == 2
+
+        answer = rambler.generate([1], max_tokens=4, constraint=OneWord())
+        assert (answer.tokens, answer.finish_reason) == ([40, 41], "stop")
 
     @pytest.mark.parametrize(
         ("options", "message"),

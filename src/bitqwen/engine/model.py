@@ -29,6 +29,7 @@ class Model:
         self._native = native
         self.config = config
         self.metadata = metadata
+        self._cache_positions = native.free_positions()
 
     @classmethod
     def open(
@@ -77,6 +78,16 @@ class Model:
     def threads(self) -> int:
         """Threads that compute."""
         return self._native.threads
+
+    @property
+    def cache_positions(self) -> int:
+        """Positions that all open sessions together may hold."""
+        return self._cache_positions
+
+    @property
+    def free_positions(self) -> int:
+        """Positions in pages of the KV cache that no session holds."""
+        return self._native.free_positions()
 
     @property
     def memory(self) -> dict[str, int]:

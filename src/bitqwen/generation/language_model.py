@@ -70,6 +70,7 @@ class LanguageModel:
         *,
         threads: int | None = None,
         context: int | None = None,
+        cache_positions: int | None = None,
         kv: Literal["f16", "int8"] = "f16",
         batch: int = 512,
         chat_template: str | None = None,
@@ -80,6 +81,7 @@ class LanguageModel:
             path: the file.
             threads: of the engine; ``None`` for one a core.
             context: the longest sequence in tokens; ``None`` for 4096, or the model's own if that is less.
+            cache_positions: tokens of all sequences that are kept at once; ``None`` for one context.
             kv: type of the KV cache, "f16" or "int8".
             batch: tokens of a prompt that are read at once.
             chat_template: to use instead of the file's.
@@ -92,7 +94,9 @@ class LanguageModel:
         from bitqwen.engine import Model
 
         started = time.perf_counter()
-        model = Model.open(path, threads=threads, context=context, kv=kv, batch=batch)
+        model = Model.open(
+            path, threads=threads, context=context, cache_positions=cache_positions, kv=kv, batch=batch
+        )
         metadata = model.metadata
         tokenizer = Tokenizer.from_gguf(metadata)
         source = chat_template if chat_template is not None else metadata.get(keys.CHAT_TEMPLATE)

@@ -27,6 +27,10 @@ class TokenConstraint(Protocol):
     def accept(self, token: int) -> None:
         """Goes on with ``token``."""
 
+    @property
+    def done(self) -> bool:
+        """Whether nothing may follow any more: the answer ends here."""
+
 
 class PromptOptions(TypedDict, total=False):
     """How a prompt becomes token ids.

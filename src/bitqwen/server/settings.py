@@ -1,0 +1,72 @@
+"""Everything about the server that can be set: by flag, by environment (``BITQWEN_*``) or by file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ServerSettings(BaseSettings):
+    """Settings of one server; each field's description is its documentation."""
+
+    model_config = SettingsConfigDict(env_prefix="BITQWEN_", extra="forbid", frozen=True)
+
+    model: str = Field(description="A .gguf file, checkpoint folder, hub id or package:NAME.")
+    alias: list[str] = Field(default=[], description="Further names that requests may call the model by.")
+    threads: int | None = Field(None, ge=1, description="Threads that compute; one a core by default.")
+    context: int | None = Field(
+        None,
+        ge=16,
+        description="Tokens that one sequence may have; 4096, or the model's own if that is less.",
+    )
+    kv: Literal["f16", "int8"] = Field("f16", description="Number format of the KV cache.")
+    cache_positions: int | None = Field(
+        None,
+        ge=16,
+        description="Tokens that all sequences and the prefix cache may hold; four contexts by default.",
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    api_keys: list[SecretStr] = Field(default=[], description="Keys, one of which a request must carry.")
+    api_key_file: Path | None = Field(None, description="File with keys, one a line; # begins a comment.")
+    insecure: bool = Field(False, description="Listen beyond this machine without a key.")
+    cors_origins: list[str] = Field(
+        default=[], description="Origins of web pages that may call the server; * for all."
+    )
+    tls_cert: Path | None = Field(None, description="Certificate file, to serve HTTPS.")
+    tls_key: Path | None = Field(None, description="Its private key.")
+    ui: bool = Field(True, description="Serve the chat page at /.")
+
+    max_batch: int = Field(16, ge=1, le=256, description="Sequences that are computed at once.")
+    max_queue: int = Field(64, ge=0, description="Requests that may wait; more are answered 503.")
+    step_tokens: int = Field(
+        256, ge=1, le=4096, description="Prompt tokens read in a step while no answer is being written."
+    )
+    prefill_tokens: int = Field(
+        64,
+        ge=1,
+        le=4096,
+        description="Prompt tokens read in a step while answers are being written; bounds what a long prompt "
+        "adds to the others' time between tokens.",
+    )
+    prefix_cache: bool = Field(True, description="Reuse what was computed for equal beginnings of prompts.")
+    stream_buffer: int = Field(
+        256, ge=1, description="Pieces a slow reader may be behind before its sequence pauses."
+    )
+
+    max_body_bytes: int = Field(4 << 20, ge=1024, description="Bytes of a request's body.")
+    max_choices: int = Field(8, ge=1, le=128, description="Largest n of a request.")
+    max_tokens: int | None = Field(
+        None, ge=1, description="Longest answer that a request may ask for; the context is a limit anyway."
+    )
+    request_seconds: float = Field(600.0, gt=0, description="A request is stopped after this time.")
+    body_seconds: float = Field(30.0, gt=0, description="A body must have arrived after this time.")
+    ping_seconds: float = Field(15.0, gt=0, description="A silent stream gets a sign of life this often.")
+    drain_seconds: float = Field(30.0, ge=0, description="Time to finish running requests when told to stop.")
+
+    log_prompts: bool = Field(False, description="Write prompts and answers to the log.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What to log.")
