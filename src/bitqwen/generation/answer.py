@@ -21,7 +21,7 @@ class Answer:
     Attributes:
         tokens: ids so far, without the stop token.
         finish_reason: ``None`` until the end, then "stop" or "length".
-        stopped_by: the stop string, or the stop token's id.
+        stopped_by: the stop string, or the stop token's id; ``None`` for any other end.
         logprobs: one entry a token, if asked for.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bitqwen.errors import ContextLengthError, ModelFileError, UsageError
 from bitqwen.generation.chat_template import ChatTemplate, Message
+from bitqwen.generation.grammars import Grammar
 from bitqwen.generation.options import split_options
 from bitqwen.generation.results import Generation
 from bitqwen.generation.sampling import SamplingParams, check_integer
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from bitqwen.engine import Model
     from bitqwen.generation.chat import Chat
+    from bitqwen.generation.constraints import Constraint, ConstraintCompiler
     from bitqwen.generation.options import GenerationOptions, PromptOptions
 
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -62,6 +65,8 @@ class LanguageModel:
         self.sampling = sampling or SamplingParams()
         self.load_seconds = load_seconds
         self._sessions = SessionCache(model)
+        self._compiler: ConstraintCompiler | None = None
+        self._compiling = threading.Lock()
 
     @classmethod
     def load(
@@ -138,6 +143,8 @@ class LanguageModel:
             UsageError: an empty prompt, an unknown option, or a value that is not allowed.
             ContextLengthError: the prompt is longer than the context.
         """
+        if isinstance(grammar := options.get("constraint"), Grammar):
+            options["constraint"] = self.constraint(grammar)
         prompt_options, settings = split_options(options, self.sampling)
         ids = self.encode_prompt(prompt, **prompt_options)
         if len(ids) > self.context:
@@ -153,6 +160,20 @@ class LanguageModel:
             context=self.context,
             load_seconds=self.load_seconds,
         )
+
+    def constraint(self, grammar: Grammar) -> Constraint:
+        """What binds one answer to a grammar, for a generation loop of your own.
+
+        Raises:
+            UsageError: the grammar cannot be enforced; the message says why.
+            BitqwenError: llguidance is not installed.
+        """
+        with self._compiling:
+            if self._compiler is None:
+                from bitqwen.generation.constraints import ConstraintCompiler
+
+                self._compiler = ConstraintCompiler(self.tokenizer)
+        return self._compiler.constraint(grammar)
 
     def chat(self, system: str | None = None, **options: Unpack[GenerationOptions]) -> Chat:
         """Begins a conversation that remembers what was said.

@@ -14,12 +14,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from bitqwen.generation.grammars import Grammar
+
 DEFAULT_MAX_TOKENS = 1024
 MAX_TOP_LOGPROBS = 100
 
 
 class TokenConstraint(Protocol):
-    """Something that knows which tokens may follow: a grammar, a schema."""
+    """Something that knows which tokens may follow: a grammar, a schema.
+
+    It acts before the temperature and the cuts (top-k ...), so these choose among the allowed tokens.
+    """
 
     def mask(self) -> NDArray[np.uint32] | None:
         """Bit t % 32 of word t // 32 is set where token t may come next; ``None`` allows all."""
@@ -59,7 +64,8 @@ class GenerationOptions(PromptOptions, total=False):
         stop_token_ids: ids that end it, beside the model's own.
         ignore_eos: do not let the model end the answer.
         logprobs: report each token's log-probability, and this many of the best beside it (0 to 100).
-        constraint: which tokens may follow.
+        constraint: which tokens may follow: one of :mod:`bitqwen.generation.grammars`, or your own.
+            Reported log-probabilities are the model's own, before it.
     """
 
     max_tokens: int | None
@@ -67,7 +73,7 @@ class GenerationOptions(PromptOptions, total=False):
     stop_token_ids: Iterable[int] | None
     ignore_eos: bool
     logprobs: int | None
-    constraint: TokenConstraint | None
+    constraint: Grammar | TokenConstraint | None
     temperature: float | None
     top_k: int | None
     top_p: float | None

@@ -12,7 +12,8 @@ FinishReason = Literal["stop", "length"]
 class TokenLogprob:
     """A token and its log-probability under softmax of the model's own logits.
 
-    The settings that shape the choice (temperature, penalties, bias, top-k ...) do not enter.
+    What shapes the choice (temperature, penalties, bias, top-k, a constraint ...) does not enter: it is
+    defined for every token.
 
     Attributes:
         token: id.
@@ -113,7 +114,7 @@ class Generation:
         text: the answer, without the stop string or token that ended it.
         tokens: its ids, without the stop token. Text held for a stop string is cut from ``text`` only.
         finish_reason: "stop" (a stop token or string) or "length" (max_tokens, or the context is full).
-        stopped_by: the stop string, or the stop token's id; ``None`` for "length".
+        stopped_by: the stop string, or the stop token's id; ``None`` for any other end.
         logprobs: one entry a token, if asked for.
         seed: gives the same text again.
         timings: counts and times.
