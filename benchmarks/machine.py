@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
-import platform
 from pathlib import Path
 
+from bitqwen.measure.machine import describe
 
-def describe() -> dict[str, object]:
-    """The CPU's name, the cores this process may use, its instruction set, memory and the date."""
-    cpu = platform.processor() or platform.machine()
-    flags: set[str] = set()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                cpu = value.strip()
-            elif key.strip() in {"flags", "Features"}:
-                flags = set(value.split())
-    notable = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_vbmi", "asimddp", "i8mm")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "date": datetime.date.today().isoformat(),
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "isa": [flag for flag in notable if flag in flags],
-        "memory_gib": round(memory / 2**30, 1),
-        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-    }
+__all__ = ["describe", "save"]
 
 
 def save(path: Path, benchmark: str, results: object) -> None:

@@ -16,13 +16,13 @@
 
 #include "kernels/isa.h"
 #include "kernels/multiply.h"
-#include "kernels_support.h"
-#include "peaks.h"
+#include "measure/peaks.h"
+#include "measure/random_tensors.h"
 #include "threads/pool.h"
 #include "weights/packed_matrix.h"
 
 using namespace bitqwen;
-using namespace bitqwen::testing;
+using namespace bitqwen::measure;
 
 namespace {
 
@@ -106,31 +106,21 @@ int main(int argc, char** argv) {
   cpu_clock = pool.size() == 1;
   std::printf("%s; %d threads; K = %lld\n", isa_report().c_str(), pool.size(),
               static_cast<long long>(options.k));
-  const bool narrow = current_isa() == Isa::kAvx2 || current_isa() == Isa::kAvxVnni;
 
-  std::vector<uint8_t> memory(std::max<int64_t>(options.megabytes, 16) << 20, 1);
+  Peaks peaks(options.threads, std::max<int64_t>(options.megabytes, 16) << 20);
+  // With one thread the clock is the thread's own, so the peaks are taken by it too.
+  std::vector<uint8_t> memory(cpu_clock ? std::max<int64_t>(options.megabytes, 16) << 20 : 0, 1);
   volatile uint64_t sink = 0;
   const auto bandwidth = [&] {
-    const int64_t pieces = 4 * pool.size();
-    const int64_t piece = static_cast<int64_t>(memory.size()) / pieces;
-    const double time = seconds([&] {
-      pool.parallel_for(pieces, 1, [&](int64_t begin, int64_t end, int) {
-        for (int64_t i = begin; i < end; ++i)
-          sink = sink ^ benchmark::read_all(memory.data() + i * piece, piece);
-      });
-    });
-    return static_cast<double>(pieces * piece) / time * 1e-9;
+    if (!cpu_clock) return peaks.read_bandwidth() * 1e-9;
+    const double time = seconds([&] { sink = sink ^ read_all(memory.data(), memory.size()); });
+    return static_cast<double>(memory.size()) / time * 1e-9;
   };
   const auto peak = [&] {
-    std::vector<double> done(pool.size());
-    const double time = seconds([&] {
-      pool.parallel_for(pool.size(), 1, [&](int64_t begin, int64_t, int) {
-        done[begin] = benchmark::multiply_adds(2000000, narrow);
-      });
-    });
-    double sum = 0;
-    for (const double d : done) sum += d;
-    return sum / time * 1e-9;
+    if (!cpu_clock) return peaks.int8_rate() * 1e-9;
+    double done = 0;
+    const double time = seconds([&] { done = multiply_adds(2000000, current_isa()); });
+    return done / time * 1e-9;
   };
 
   Random random(1);

@@ -112,6 +112,9 @@ void bind_engine(nb::module_& m) {
       .def(
           "memory", [](const LockedModel& self) { return as_dict(self.model().memory()); },
           "Bytes held: packed weights, KV cache (reserved), scratch.")
+      .def(
+          "decode_bytes", [](const LockedModel& self) { return self.model().decode_bytes(); },
+          "Bytes of packed weights that computing one token reads.")
       .def("free_positions",
            [](LockedModel& self) {
              return self.with([](Model& model) { return model.cache().free_positions(); });

@@ -48,4 +48,7 @@ NB_MODULE(_native, m) {
 #ifdef BITQWEN_HAS_sampling
   bitqwen::bind_sampling(m);
 #endif
+#ifdef BITQWEN_HAS_measure
+  bitqwen::bind_measure(m);
+#endif
 }

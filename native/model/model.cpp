@@ -201,6 +201,8 @@ MemoryReport Model::estimate(const Config& config, const ModelOptions& options, 
           Scratch::estimate(config, options, threads)};
 }
 
+int64_t Model::decode_bytes() const { return memory().weights - (output_ ? embedding_->bytes() : 0); }
+
 MemoryReport Model::memory() const {
   MemoryReport report;
   report.weights = embedding_->bytes() + (output_ ? output_->bytes() : 0);

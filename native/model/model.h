@@ -56,6 +56,8 @@ class Model {
   /// What memory() will say of a model with these settings whose matrices take `weights` bytes.
   static MemoryReport estimate(const Config& config, const ModelOptions& options, int threads,
                                int64_t weights);
+  /// Bytes of packed weights that computing one token reads: all but an embedding that is no head.
+  int64_t decode_bytes() const;
   int threads() const { return pool_.size(); }
   KvCache& cache() { return *cache_; }
 

@@ -80,11 +80,25 @@ def test_run_inference_as_written(tiny_gguf, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
+def test_e2e_benchmark_as_written(tiny_folder, tmp_path):
+    from bitqwen.convert import convert
+
+    convert(tiny_folder, tmp_path / "ggml-model-tl1-qwen25.gguf", "w2")
+    result = script(
+        "utils/e2e_benchmark.py", "-m", tmp_path / "ggml-model-tl1-qwen25.gguf", "-p", "512", "-n", "128"
+    )
+    assert result.returncode == 0, result.stderr
+    for words in ("pp512", "tg128", "±", "MB/token"):
+        assert words in result.stdout
+
+
 def test_requirements_install_this_package():
     lines = (ROOT / "requirements-qwen25.txt").read_text().splitlines()
     assert [line for line in lines if not line.startswith("#")] == ["."]
 
 
-@pytest.mark.parametrize("name", ["run_inference.py", "utils/convert-qwen25-to-gguf.py"])
+@pytest.mark.parametrize(
+    "name", ["run_inference.py", *(f"utils/{path.name}" for path in sorted((ROOT / "utils").glob("*.py")))]
+)
 def test_scripts_stay_thin(name):
     assert len((ROOT / name).read_text().splitlines()) < 60

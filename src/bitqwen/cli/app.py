@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from bitqwen.cli import terminal
+from bitqwen.cli.bench import bench
 from bitqwen.cli.chat import chat
 from bitqwen.cli.convert import convert
 from bitqwen.cli.demo import demo
@@ -78,6 +79,14 @@ app.command(
         "bitqwen eval qwen-w2.gguf --task humaneval --allow-code-execution",
     ),
 )(eval_verb)
+app.command(
+    epilog=epilog(
+        "bitqwen bench qwen.gguf",
+        "bitqwen bench qwen-w2.gguf qwen-w4.gguf -p 0 -n 64 -d 0,4096 -t 1,2",
+        "bitqwen bench qwen.gguf --against llama-cpp-python -o json > report.json",
+        "bitqwen bench --compare before.json after.json",
+    )
+)(bench)
 app.command(
     epilog=epilog("bitqwen inspect qwen.gguf --context 8192", "bitqwen inspect ./checkpoint --tensors --json")
 )(inspect)

@@ -94,6 +94,11 @@ class Model:
         """Bytes: ``weights`` (packed), ``cache`` (reserved; taken as it fills), ``scratch``."""
         return self._native.memory()
 
+    @property
+    def decode_bytes(self) -> int:
+        """Bytes of packed weights that computing one token reads: all but an embedding that is no head."""
+        return self._native.decode_bytes()
+
     def session(self) -> Session:
         """A new, empty sequence."""
         return Session(self._native, self._native.create())

@@ -1,0 +1,40 @@
+// What the machine can do at most, measured by loops that do nothing else.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/isa.h"
+#include "threads/pool.h"
+
+namespace bitqwen::measure {
+
+/// Reads `bytes` at `data` as several streams; returns a value that depends on all of them.
+uint64_t read_all(const uint8_t* data, size_t bytes);
+
+/// Runs `rounds` rounds of int8 multiply-adds from registers with the instructions of `isa`, and returns
+/// how many that were; 0 where it has no such instruction.
+double multiply_adds(int64_t rounds, Isa isa);
+
+/// The two peaks with all threads of a pool at once. Every thread reads memory that it wrote first.
+class Peaks {
+ public:
+  /// `bytes` to read in a pass: more than the last-level cache holds. Throws Error(kArgument) below 1 MiB,
+  /// Error(kResource) where they do not fit into memory.
+  Peaks(int threads, int64_t bytes);
+  ~Peaks();
+  Peaks(const Peaks&) = delete;
+  Peaks& operator=(const Peaks&) = delete;
+
+  int threads() const { return pool_.size(); }
+  double read_bandwidth();  // bytes a second, of one pass
+  double int8_rate();       // multiply-adds a second with the live instruction set; 0: it has none
+
+ private:
+  ThreadPool pool_;
+  int64_t piece_ = 0;  // bytes of one piece; each thread begins with its own
+  size_t size_ = 0;
+  uint8_t* memory_ = nullptr;
+};
+
+}  // namespace bitqwen::measure
