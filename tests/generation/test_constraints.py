@@ -218,6 +218,18 @@ class TestToolCalls:
             for token in tokenizer.encode(head + 'stop it", "arguments": {"anything": 1}}'):
                 strict.accept(token)
 
+    def test_auto_with_a_schema_for_answers_without_calls(
+        self, tokenizer: Tokenizer, compiler: ConstraintCompiler
+    ) -> None:
+        grammar = grammars.tool_calls(TOOLS, mode="auto", text_schema={"enum": [12]})
+        for answer in ("12", '<tool_call>\n{"name": "stop it", "arguments": {}}\n</tool_call>'):
+            constraint = compiler.constraint(grammar)
+            for token in tokenizer.encode(answer):
+                constraint.accept(token)
+            assert constraint.accepting
+        with pytest.raises(UsageError):
+            compiler.constraint(grammar).accept(tokenizer.encode("T")[0])
+
     def test_what_is_no_tool_is_refused(self) -> None:
         with pytest.raises(UsageError, match=r"'nope' is required.*'weather', 'stop it'"):
             grammars.tool_calls(TOOLS, name="nope")

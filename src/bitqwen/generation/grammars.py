@@ -122,6 +122,7 @@ def tool_calls(
     mode: Literal["required", "auto"] = "required",
     name: str | None = None,
     parallel: bool = True,
+    text_schema: Mapping[str, Any] | None = None,
 ) -> Grammar:
     """Calls of tools in Qwen2.5's form, with the tools' own names.
 
@@ -131,6 +132,7 @@ def tool_calls(
             "auto": it is text, calls, or both, and arguments fit the schemas of tools with ``strict: true``.
         name: allow this tool only.
         parallel: allow several calls.
+        text_schema: with "auto", an answer without calls is JSON of this schema instead of text.
 
     Raises:
         UsageError: a tool that is none, no tool of that name, or a schema that is none.
@@ -143,18 +145,19 @@ def tool_calls(
         raise UsageError(f"{wanted}, and the tools are: {names or 'none'}.")
     rules = [_call_rule(i, function, bound=mode == "required") for i, function in enumerate(allowed)]
     rules.append("call: " + " | ".join(f"call_{i}" for i in range(len(allowed))))
-    if mode == "auto":
+    opening = _literal(OPENING)
+    calls = f"{opening} call" + (f" ({_literal(chr(10))} {opening} call)*" if parallel else "")
+    if mode == "required":
+        rules.append(f"start: {calls}")
+    elif text_schema is not None:
+        rules.append(f"start: {calls} | %json {json.dumps(_checked(text_schema, 'json_schema'))}")
+    else:
         anything = r"(.|\n)*"
         rules += [
             f"start: (before call){'*' if parallel else '?'} LAST",
             f"before[lazy]: /{anything}{OPENING}/",
             f"LAST: /{anything}/ & ~/{anything}{OPENING}{anything}/",
         ]
-    else:
-        opening = _literal(OPENING)
-        rules.append(
-            f"start: {opening} call" + (f" ({_literal(chr(10))} {opening} call)*" if parallel else "")
-        )
     return Grammar("tool's schema", _whole("lark_grammar", "\n".join(rules)))
 
 
