@@ -284,7 +284,7 @@ class TestRefusals:
         ("change", "message"),
         [
             ({"messages": []}, "messages"),
-            ({"messages": [{"role": "system", "content": "x"}]}, "messages.0.*'user' or 'assistant'"),
+            ({"messages": [{"role": "system", "content": "x"}]}, "messages.0.*'user', 'assistant'"),
             ({"messages": [{"role": "user", "content": []}]}, "empty"),
             (
                 {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},

@@ -5,32 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field, Tag
 
 from bitqwen.generation.sampling import SamplingParams
 from bitqwen.server.errors import invalid
 from bitqwen.server.schemas import StopString, Strict
 from bitqwen.server.tools import AnswerForm, answer_form
+from bitqwen.server.unions import TEXT_OR_LIST, by_field
 
 MAX_STOP_SEQUENCES = 16
 
 
-def _text_or_list(value: Any) -> str:
-    # Tags with a space stay out of the field's name in an error.
-    return "as text" if isinstance(value, str) else "as list"
-
-
-def _by_type(*types: str) -> Discriminator:
-    def tag(value: Any) -> str | None:
-        kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-        return f"of type {kind}" if kind in types else None
-
-    names = ", ".join(f"'{kind}'" for kind in types)
-    return Discriminator(
-        tag,
-        custom_error_type="unsupported_block",
-        custom_error_message=f"This model takes blocks of these types here: {names}",
-    )
+_TYPES = "This model takes blocks of these types here"
 
 
 class CacheControl(Strict):
@@ -58,10 +44,11 @@ class ToolUseBlock(Strict):
     cache_control: CacheControl | None = None
 
 
-_Text = Annotated[TextBlock, Tag("of type text")]
+_Text = Annotated[TextBlock, Tag("of text")]
 Texts = Annotated[
-    Annotated[str, Tag("as text")] | Annotated[list[Annotated[_Text, _by_type("text")]], Tag("as list")],
-    Discriminator(_text_or_list),
+    Annotated[str, Tag("as text")]
+    | Annotated[list[Annotated[_Text, by_field("type", "text", message=_TYPES)]], Tag("as list")],
+    TEXT_OR_LIST,
 ]
 
 
@@ -76,10 +63,11 @@ class ToolResultBlock(Strict):
 
 
 _UserBlock = Annotated[
-    _Text | Annotated[ToolResultBlock, Tag("of type tool_result")], _by_type("text", "tool_result")
+    _Text | Annotated[ToolResultBlock, Tag("of tool_result")],
+    by_field("type", "text", "tool_result", message=_TYPES),
 ]
 _AssistantBlock = Annotated[
-    _Text | Annotated[ToolUseBlock, Tag("of type tool_use")], _by_type("text", "tool_use")
+    _Text | Annotated[ToolUseBlock, Tag("of tool_use")], by_field("type", "text", "tool_use", message=_TYPES)
 ]
 
 
@@ -89,7 +77,7 @@ class UserMessage(Strict):
     role: Literal["user"]
     content: Annotated[
         Annotated[str, Tag("as text")] | Annotated[list[_UserBlock], Tag("as list")],
-        Discriminator(_text_or_list),
+        TEXT_OR_LIST,
     ]
 
 
@@ -99,22 +87,13 @@ class AssistantMessage(Strict):
     role: Literal["assistant"]
     content: Annotated[
         Annotated[str, Tag("as text")] | Annotated[list[_AssistantBlock], Tag("as list")],
-        Discriminator(_text_or_list),
+        TEXT_OR_LIST,
     ]
 
 
-def _role(value: Any) -> str | None:
-    role = value.get("role") if isinstance(value, dict) else getattr(value, "role", None)
-    return f"by {role}" if role in {"user", "assistant"} else None
-
-
 Message = Annotated[
-    Annotated[UserMessage, Tag("by user")] | Annotated[AssistantMessage, Tag("by assistant")],
-    Discriminator(
-        _role,
-        custom_error_type="unknown_role",
-        custom_error_message="A message's role is 'user' or 'assistant'; the system prompt has a field",
-    ),
+    Annotated[UserMessage, Tag("of user")] | Annotated[AssistantMessage, Tag("of assistant")],
+    by_field("role", "user", "assistant", message="The system prompt has a field of its own; roles here are"),
 ]
 
 

@@ -23,7 +23,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Scope
 
 from bitqwen.errors import BitqwenError
-from bitqwen.server import anthropic, health
+from bitqwen.server import anthropic, health, responses
 from bitqwen.server.errors import ApiError, from_exception, openai_body
 from bitqwen.server.gate import Gate
 from bitqwen.server.service import Service
@@ -37,7 +37,7 @@ class ApiModule(Protocol):
         """Its routes."""
 
 
-API_MODULES: tuple[ApiModule, ...] = (health, anthropic)
+API_MODULES: tuple[ApiModule, ...] = (health, anthropic, responses)
 
 ERROR_BODIES: dict[str, Callable[[ApiError], dict[str, Any]]] = {"/v1/messages": anthropic.error_body}
 """How errors are spelt below a path, such as "/v1/messages"; everywhere else as OpenAI does."""
