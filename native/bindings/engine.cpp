@@ -1,7 +1,7 @@
 // Model: the native engine. Python's engine/ wraps it in sessions and batches.
 #include <nanobind/ndarray.h>
-#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <chrono>
@@ -60,16 +60,19 @@ nb::dict as_dict(const MemoryReport& report) {
   return out;
 }
 
-using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+using Rows = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
-Logits forward(LockedModel& model, const std::vector<std::pair<int, std::vector<int32_t>>>& sequences,
-               const std::string& rows) {
+Rows forward(LockedModel& model,
+             const std::vector<std::tuple<int, std::vector<int32_t>, std::string>>& sequences, bool hidden) {
   std::vector<Request> requests;
-  for (const auto& [sequence, tokens] : sequences) requests.push_back({sequence, tokens, logit_rows(rows)});
+  for (const auto& [sequence, tokens, rows] : sequences) {
+    requests.push_back({sequence, tokens, logit_rows(rows)});
+  }
+  const Output output = hidden ? Output::kHidden : Output::kLogits;
   const auto count = static_cast<size_t>(Model::logit_rows(requests));
-  const auto vocabulary = static_cast<size_t>(model.model().config().vocab_size);
+  const auto width = static_cast<size_t>(model.model().width(output));
   // Not initialised: every value is written.
-  auto data = std::make_unique_for_overwrite<float[]>(count * vocabulary);
+  auto data = std::make_unique_for_overwrite<float[]>(count * width);
   // Ctrl-C reaches a long prefill: Python's signal handlers run here, now and then, between layers.
   bool signalled = false;
   auto last_look = std::chrono::steady_clock::now();
@@ -83,14 +86,14 @@ Logits forward(LockedModel& model, const std::vector<std::pair<int, std::vector<
   };
   try {
     nb::gil_scoped_release release;
-    model.with([&](Model& m) { m.forward(requests, data.get(), should_stop); });
+    model.with([&](Model& m) { m.forward(requests, output, data.get(), should_stop); });
   } catch (const Error&) {
     if (signalled) throw nb::python_error();  // what the handler raised: KeyboardInterrupt
     throw;
   }
   float* raw = data.release();
   nb::capsule owner(raw, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-  return Logits(raw, {count, vocabulary}, owner);
+  return Rows(raw, {count, width}, owner);
 }
 
 }  // namespace
@@ -139,8 +142,10 @@ void bind_engine(nb::module_& m) {
             self.with([&](Model& model) { model.cache().release(sequence); });
           },
           "sequence"_a)
-      .def("forward", &forward, "sequences"_a, "logits"_a,
-           "Appends tokens to sequences: [(sequence, [token, ...]), ...]; float32 [rows, vocab_size].");
+      .def("forward", &forward, "sequences"_a, "hidden"_a = false,
+           "Appends tokens to sequences: [(sequence, [token, ...], rows), ...], where rows, 'last', 'all' or "
+           "'none', are those whose logits are wanted; float32 [rows, vocab_size]. With `hidden`, what the "
+           "output matrix would be multiplied with instead: float32 [rows, hidden_size].");
 
   m.def(
       "estimate_memory",

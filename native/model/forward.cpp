@@ -55,7 +55,7 @@ void Model::check_requests(std::span<const Request> requests) const {
   }
 }
 
-void Model::forward(std::span<const Request> requests, float* logits,
+void Model::forward(std::span<const Request> requests, Output output, float* out,
                     const std::function<bool()>& should_stop) {
   check_requests(requests);
   for (const Request& request : requests) {
@@ -73,12 +73,12 @@ void Model::forward(std::span<const Request> requests, float* logits,
       rows[filled++] = {request.sequence, start + static_cast<int64_t>(i), request.tokens[i],
                         wanted ? next_logits++ : -1};
       if (filled == batch) {
-        step(rows, logits, should_stop);
+        step(rows, output, out, should_stop);
         filled = 0;
       }
     }
   }
-  if (filled > 0) step(std::span(rows).first(filled), logits, should_stop);
+  if (filled > 0) step(std::span(rows).first(filled), output, out, should_stop);
   for (const Request& request : requests) {
     cache_->commit(request.sequence, static_cast<int64_t>(request.tokens.size()));
   }
@@ -137,7 +137,8 @@ void Model::multiply(std::initializer_list<Product> products, int rows) {
   });
 }
 
-void Model::step(std::span<const Row> rows, float* logits, const std::function<bool()>& should_stop) {
+void Model::step(std::span<const Row> rows, Output output, float* out,
+                 const std::function<bool()>& should_stop) {
   const Config& c = config_;
   const OpsTable& ops = current_ops();
   Scratch& s = *scratch_;
@@ -185,7 +186,7 @@ void Model::step(std::span<const Row> rows, float* logits, const std::function<b
     multiply({{&layer.down, input_of(layer.down), s.delta.data(), c.hidden}}, n);
   }
   stop_if(should_stop);
-  head(rows, logits);
+  head(rows, output, out);
 }
 
 void Model::attention(std::span<const Row> rows, int l) {
@@ -290,7 +291,7 @@ void Model::attention(std::span<const Row> rows, int l) {
   });
 }
 
-void Model::head(std::span<const Row> rows, float* logits) {
+void Model::head(std::span<const Row> rows, Output output, float* result) {
   const Config& c = config_;
   const OpsTable& ops = current_ops();
   Scratch& s = *scratch_;
@@ -303,19 +304,27 @@ void Model::head(std::span<const Row> rows, float* logits) {
   }
   if (wanted.empty()) return;
   const int n = static_cast<int>(wanted.size());
-  float* out = logits + rows[wanted[0]].logits * c.vocab_size;
-  prepare(n, c.hidden, {&weights}, [&](int i, int thread) -> const float* {
+  const int64_t stride = width(output);
+  float* out = result + rows[wanted[0]].logits * stride;
+  const auto normed = [&](int i, float* to) {
     const int row = wanted[i];
     float* x = s.hidden.data() + row * c.hidden;
     ops.add(x, s.delta.data() + row * c.hidden, c.hidden);
-    float* normed = s.threads[thread].row.data();
-    ops.rms_norm(x, output_norm_.data(), c.hidden, c.norm_epsilon, normed);
-    return normed;
-  });
-  multiply({{&weights, &activations(weights.activation_group()), out, c.vocab_size}}, n);
+    ops.rms_norm(x, output_norm_.data(), c.hidden, c.norm_epsilon, to);
+  };
+  if (output == Output::kHidden) {
+    for (int i = 0; i < n; ++i) normed(i, out + i * stride);
+  } else {
+    prepare(n, c.hidden, {&weights}, [&](int i, int thread) -> const float* {
+      float* row = s.threads[thread].row.data();
+      normed(i, row);
+      return row;
+    });
+    multiply({{&weights, &activations(weights.activation_group()), out, stride}}, n);
+  }
   for (int i = 0; i < n; ++i) {
     // One value that is not a number makes all that follow meaningless; the first one tells.
-    if (!std::isfinite(out[i * c.vocab_size])) {
+    if (!std::isfinite(out[i * stride])) {
       throw Error(ErrorKind::kFormat, "the model's output is not a number",
                   "The file's weights are damaged, or overflow: convert the original checkpoint again.");
     }

@@ -35,6 +35,12 @@ struct MemoryReport {
 
 enum class LogitRows { kNone, kLast, kAll };
 
+/// What a step writes for the rows asked for.
+enum class Output {
+  kLogits,  // [vocab_size]
+  kHidden,  // [hidden]: what the output matrix would be multiplied with, after the last norm
+};
+
 /// Tokens to append to one sequence.
 struct Request {
   int sequence = 0;
@@ -61,13 +67,17 @@ class Model {
   int threads() const { return pool_.size(); }
   KvCache& cache() { return *cache_; }
 
-  /// Appends each request's tokens to its sequence; logits: [rows asked for, in order][vocab_size].
+  /// Appends each request's tokens to its sequence; out: [rows asked for, in order][width(output)].
   /// `should_stop` is asked between layers; when it says yes, or on any error, the sequences stay as
   /// they were. Throws Error(kContext), Error(kResource), Error(kInterrupted), Error(kArgument).
-  void forward(std::span<const Request> requests, float* logits, const std::function<bool()>& should_stop);
+  void forward(std::span<const Request> requests, Output output, float* out,
+               const std::function<bool()>& should_stop);
 
-  /// Rows of logits that forward() will write.
+  /// Rows that forward() will write.
   static int64_t logit_rows(std::span<const Request> requests);
+  int64_t width(Output output) const {
+    return output == Output::kLogits ? config_.vocab_size : config_.hidden;
+  }
 
  private:
   struct Layer {
@@ -95,9 +105,9 @@ class Model {
 
   void load(const gguf::File& file);
   void check_requests(std::span<const Request> requests) const;
-  void step(std::span<const Row> rows, float* logits, const std::function<bool()>& should_stop);
+  void step(std::span<const Row> rows, Output output, float* out, const std::function<bool()>& should_stop);
   void attention(std::span<const Row> rows, int layer);
-  void head(std::span<const Row> rows, float* logits);
+  void head(std::span<const Row> rows, Output output, float* out);
   /// Quantises `rows` vectors of `k` values for every matrix given; values(row, thread) makes one.
   void prepare(int rows, int64_t k, std::initializer_list<const PackedMatrix*> matrices,
                const std::function<const float*(int row, int thread)>& values);

@@ -57,3 +57,16 @@ def test_int8_cache_is_close_to_f16(tiny_checkpoint, tmp_path):
     ids = np.random.default_rng(3).integers(0, 500, 200).tolist()
     exact, rounded = (Model.open(path, kv=kv).logits(ids) for kv in ("f16", "int8"))
     assert 0 < np.abs(exact - rounded).max() < 0.1 * exact.std()
+
+
+def test_hidden_states_equal_those_of_transformers(tiny_checkpoint, tmp_path):
+    source = tiny_checkpoint(dtype="F16", tied=False)
+    ids = np.random.default_rng(4).integers(0, 500, 90).tolist()
+    inner = transformers.Qwen2Model.from_pretrained(source.folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        expected = inner(torch.tensor([ids])).last_hidden_state[0].numpy()
+    model = Model.open(convert(source.folder, tmp_path / "f16.gguf", "f16").path)
+    with model.session() as session:
+        hidden = np.concatenate([session.hidden(ids[:50]), session.hidden(ids[50:])])
+        assert session.tokens == ids
+    assert np.abs(hidden - expected).max() < 1e-2 * expected.std()

@@ -55,6 +55,14 @@ def test_long_contexts_split_between_threads_change_no_bit(path):
     np.testing.assert_array_equal(results[0], results[1])
 
 
+def test_a_batch_gives_rows_only_for_what_is_wanted(model, expected):
+    with model.session() as first, model.session() as second, model.session() as third:
+        work = [(first, IDS[:3]), (second, IDS[:64]), (third, IDS[:65])]
+        rows = Batch(model).step(work, wanted=[True, False, True])
+        np.testing.assert_array_equal(rows, [expected[2], expected[64]])
+        assert len(second) == 64
+
+
 def test_a_batch_changes_no_bit(model, expected):
     lengths = [3, 64, 65, 150, 1]
     sessions = [model.session() for _ in lengths]

@@ -20,10 +20,13 @@ class Batch:
     def __init__(self, model: Model) -> None:
         self._native = model._native
 
-    def step(self, work: Sequence[tuple[Session, Sequence[int]]]) -> npt.NDArray[np.float32]:
+    def step(
+        self, work: Sequence[tuple[Session, Sequence[int]]], *, wanted: Sequence[bool] | None = None
+    ) -> npt.NDArray[np.float32]:
         """Appends ids to each session; float32 [len(work), vocab_size] after each one's last id.
 
-        The result for a session does not depend on what else is in the step, to the last bit. On an
+        With ``wanted``, only the sessions for which it is true have a row: a part of a prompt that is not
+        its last needs none. The result for a session does not depend on what else is in the step, to the last bit. On an
         error no session has changed.
 
         Raises:
@@ -31,7 +34,10 @@ class Batch:
             ResourceError: the KV cache is full.
             UsageError: no ids for a session, one outside the vocabulary, or a session given twice.
         """
-        out = self._native.forward([(session.sequence, list(ids)) for session, ids in work], "last")
+        rows = ["last"] * len(work) if wanted is None else ["last" if want else "none" for want in wanted]
+        out = self._native.forward(
+            [(session.sequence, list(ids), row) for (session, ids), row in zip(work, rows, strict=True)]
+        )
         for session, ids in work:
             session.extend(ids)
         return out

@@ -54,11 +54,24 @@ class Session:
             ResourceError: the KV cache, shared by all sessions, is full.
             UsageError: no ids, or one outside the vocabulary.
         """
-        out = self._native.forward([(self.sequence, list(ids))], logits)
+        out = self._native.forward([(self.sequence, list(ids), logits)])
         self.extend(ids)
         if logits == "none":
             return None
         return out[0] if logits == "last" else out
+
+    def hidden(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Appends ids as :meth:`feed` does; the last layer's normalised state of each, for embeddings.
+
+        Returns:
+            float32 [len(ids), hidden_size].
+
+        Raises:
+            ContextLengthError, ResourceError, UsageError: as :meth:`feed`.
+        """
+        out = self._native.forward([(self.sequence, list(ids), "all")], hidden=True)
+        self.extend(ids)
+        return out
 
     def extend(self, ids: Sequence[int]) -> None:
         """Notes ids that a batch has computed for this session."""

@@ -259,24 +259,33 @@ class Scheduler:
         if logits is None:
             return
         made: Counter[Job] = Counter()
-        for row, (sequence, _) in enumerate(work):
-            if sequence.missing == 0:
+        failed: dict[Job, Exception] = {}
+        read = [sequence for sequence, _ in work if sequence.missing == 0]
+        for row, sequence in enumerate(read):
+            try:
                 for member in self._members(sequence):
                     made[member.job] += self._advance(member, logits[row])
+            except Exception as error:  # such as a grammar that cannot be followed: the fault of this one only
+                failed[sequence.job] = error
         for job, tokens in made.items():
             job.note_step(tokens)
-            if job.unfinished == 0:
+            if job.unfinished == 0 and job not in failed:
                 self._end(job, None)
+        for job, error in failed.items():
+            self._end(job, error)
         self.on_step(time.monotonic() - started, sum(len(ids) for _, ids in work))
 
     def _forward(self, work: list[tuple[Sequence, list[int]]]) -> NDArray[np.float32] | None:
-        """Logits after each sequence's last id: [len(work), vocabulary]; ``None`` where a step did not run.
+        """Logits of the sequences that are complete then: [sequences, vocabulary]; ``None`` without a step.
 
         Sequences that lose their place to others are removed from ``work``.
         """
         while work:
             try:
-                logits = self._batch.step([(s.session, ids) for s, ids in work if s.session is not None])
+                logits = self._batch.step(
+                    [(s.session, ids) for s, ids in work if s.session is not None],
+                    wanted=[len(ids) == s.missing for s, ids in work],
+                )
             except ResourceError as error:
                 if self._cache.evict():
                     continue
