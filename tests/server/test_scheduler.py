@@ -83,7 +83,7 @@ def test_choices_share_the_prompt_and_have_their_own_seeds(start_scheduler, lang
 
 def test_leaving_early_frees_everything(start_scheduler):
     scheduler = start_scheduler(prefix_cache=False)
-    free = scheduler._model.free_positions
+    free = scheduler.loop._model.free_positions
 
     async def run():
         async with scheduler.submit(request(PROMPTS[3], choices=2, max_tokens=None)) as handle:
@@ -91,7 +91,7 @@ def test_leaving_early_frees_everything(start_scheduler):
         await settled(scheduler)
 
     asyncio.run(run())
-    assert scheduler._model.free_positions == free
+    assert scheduler.loop._model.free_positions == free
 
 
 def test_a_deadline_stops_running_and_waiting_requests(start_scheduler):
@@ -175,11 +175,11 @@ def test_the_prefix_cache_saves_the_shared_beginning(start_scheduler):
 def test_an_engine_that_fails_again_and_again_is_broken(start_scheduler, monkeypatch):
     scheduler = start_scheduler()
 
-    def fail(work):
+    def fail(work, wanted):
         raise RuntimeError("a kernel's thread died")
 
     async def run():
-        monkeypatch.setattr(scheduler._batch, "step", fail)
+        monkeypatch.setattr(scheduler.loop._batch, "step", fail)
         for _ in range(3):
             with pytest.raises(RuntimeError, match="died"):
                 await deltas(scheduler, request([5]))

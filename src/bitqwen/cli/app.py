@@ -18,6 +18,7 @@ from bitqwen.cli.inspect import inspect
 from bitqwen.cli.options import Debug, debug_enabled, epilog
 from bitqwen.cli.pull import pull
 from bitqwen.cli.run import run
+from bitqwen.cli.serve import serve
 
 app = typer.Typer(
     name="bitqwen",
@@ -87,6 +88,13 @@ app.command(
         "bitqwen bench --compare before.json after.json",
     )
 )(bench)
+app.command(
+    epilog=epilog(
+        "bitqwen serve qwen.gguf",
+        "bitqwen serve qwen.gguf --host 0.0.0.0 --api-key-file keys.txt",
+        "bitqwen serve --config server.toml",
+    ),
+)(serve)
 app.command(
     epilog=epilog("bitqwen inspect qwen.gguf --context 8192", "bitqwen inspect ./checkpoint --tensors --json")
 )(inspect)

@@ -26,8 +26,8 @@ class Batch:
         """Appends ids to each session; float32 [len(work), vocab_size] after each one's last id.
 
         With ``wanted``, only the sessions for which it is true have a row: a part of a prompt that is not
-        its last needs none. The result for a session does not depend on what else is in the step, to the last bit. On an
-        error no session has changed.
+        its last needs none. The result for a session does not depend on what else is in the step, to the
+        last bit. On an error no session has changed.
 
         Raises:
             ContextLengthError: a session's context would overflow.

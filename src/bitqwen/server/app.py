@@ -23,7 +23,16 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Scope
 
 from bitqwen.errors import BitqwenError
-from bitqwen.server import anthropic, health, responses
+from bitqwen.server import (
+    anthropic,
+    health,
+    models,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    responses,
+    tokens,
+)
 from bitqwen.server.errors import ApiError, from_exception, openai_body
 from bitqwen.server.gate import Gate
 from bitqwen.server.service import Service
@@ -37,7 +46,16 @@ class ApiModule(Protocol):
         """Its routes."""
 
 
-API_MODULES: tuple[ApiModule, ...] = (health, anthropic, responses)
+API_MODULES: tuple[ApiModule, ...] = (
+    anthropic,
+    health,
+    models,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    responses,
+    tokens,
+)
 
 ERROR_BODIES: dict[str, Callable[[ApiError], dict[str, Any]]] = {"/v1/messages": anthropic.error_body}
 """How errors are spelt below a path, such as "/v1/messages"; everywhere else as OpenAI does."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import json
 import logging
 import re
 import secrets
@@ -82,17 +81,15 @@ class Gate:
                 await self._respond(scope, answer)(scope, receive, send_noting)
         finally:
             access_log.info(
-                json.dumps(
-                    {
-                        "request_id": request_id,
-                        "client": (scope.get("client") or ("",))[0],
-                        "method": scope["method"],
-                        "path": scope["path"],
-                        "status": status,
-                        "seconds": round(time.perf_counter() - started, 4),
-                        **scope["state"].get("log", {}),
-                    }
-                )
+                {
+                    "request_id": request_id,
+                    "client": (scope.get("client") or ("",))[0],
+                    "method": scope["method"],
+                    "path": scope["path"],
+                    "status": status,
+                    "seconds": round(time.perf_counter() - started, 4),
+                    **scope["state"].get("log", {}),
+                }
             )
 
     def _check(self, scope: Scope, headers: Headers) -> None:

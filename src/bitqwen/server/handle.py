@@ -20,7 +20,7 @@ class GenerationHandle(AsyncIterator[Delta]):
         usage: counts and times so far.
     """
 
-    def __init__(self, usage: Usage, on_cancel: Callable[[], None], on_read: Callable[[], None]) -> None:
+    def __init__(self, usage: Usage, on_cancel: Callable[[], None], on_read: Callable[[int], None]) -> None:
         self.usage = usage
         self.loop = asyncio.get_running_loop()
         self._on_cancel = on_cancel
@@ -48,7 +48,7 @@ class GenerationHandle(AsyncIterator[Delta]):
         item = self._items.popleft()
         if isinstance(item, Delta):
             self._read += 1
-            self._on_read()
+            self._on_read(self.backlog)
             return item
         self._over = True
         if item is None:

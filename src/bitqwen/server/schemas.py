@@ -39,11 +39,13 @@ class SamplingFields(Strict):
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     presence_penalty: float | None = Field(None, ge=-10, le=10)
     frequency_penalty: float | None = Field(None, ge=-10, le=10)
-    seed: int | None = Field(None, ge=0, lt=1 << 63)
+    seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
 
     def sampling(self, defaults: SamplingParams, **more: Any) -> SamplingParams:
         """The settings that result, with the model's recommended ones for those not given."""
         given = {name: getattr(self, name) for name in SamplingFields.model_fields if name in SAMPLING_NAMES}
+        if self.seed is not None:
+            given["seed"] = self.seed % (1 << 64)
         return defaults.with_overrides({**given, **more})
 
 

@@ -1,21 +1,38 @@
-"""Everything about the server that can be set: by flag, by environment (``BITQWEN_*``) or by file."""
+"""Everything about the server that can be set: by flag, by environment or by file."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from bitqwen.errors import UsageError
+
+
+def _split(value: Any) -> Any:
+    """A list in the environment is written with commas."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Names = Annotated[list[str], NoDecode, BeforeValidator(_split)]
+Secrets = Annotated[list[SecretStr], NoDecode, BeforeValidator(_split)]
 
 
 class ServerSettings(BaseSettings):
-    """Settings of one server; each field's description is its documentation."""
+    """Settings of one server; in the environment each is called ``BITQWEN_SERVE_`` and its name."""
 
-    model_config = SettingsConfigDict(env_prefix="BITQWEN_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="BITQWEN_SERVE_", extra="forbid", frozen=True)
 
     model: str = Field(description="A .gguf file, checkpoint folder, hub id or package:NAME.")
-    alias: list[str] = Field(default=[], description="Further names that requests may call the model by.")
+    alias: Names = Field(default=[], description="Further names that requests may call the model by.")
     threads: int | None = Field(None, ge=1, description="Threads that compute; one a core by default.")
     context: int | None = Field(
         None,
@@ -31,10 +48,10 @@ class ServerSettings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    api_keys: list[SecretStr] = Field(default=[], description="Keys, one of which a request must carry.")
+    api_keys: Secrets = Field(default=[], description="Keys, one of which a request must carry.")
     api_key_file: Path | None = Field(None, description="File with keys, one a line; # begins a comment.")
     insecure: bool = Field(False, description="Listen beyond this machine without a key.")
-    cors_origins: list[str] = Field(
+    cors_origins: Names = Field(
         default=[], description="Origins of web pages that may call the server; * for all."
     )
     tls_cert: Path | None = Field(None, description="Certificate file, to serve HTTPS.")
@@ -70,3 +87,39 @@ class ServerSettings(BaseSettings):
 
     log_prompts: bool = Field(False, description="Write prompts and answers to the log.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What to log.")
+
+
+def read(config: Path | None, given: dict[str, Any]) -> ServerSettings:
+    """Settings from flags, or else the environment, or else a TOML file.
+
+    Args:
+        config: the file, if there is one.
+        given: what the flags say.
+
+    Raises:
+        pydantic.ValidationError: a value that is not allowed, or a name in the file that is none.
+        UsageError: the file cannot be read.
+    """
+
+    class WithFile(ServerSettings):
+        model_config = SettingsConfigDict(toml_file=config)
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    if config is not None and not config.is_file():
+        raise UsageError(f"There is no file {config}.", hint="Give --config the path of a TOML file.")
+    try:
+        return WithFile(**given)
+    except ValidationError:
+        raise
+    except ValueError as error:  # of the TOML reader
+        raise UsageError(f"{config} is no TOML: {error}.") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -54,6 +54,7 @@ class EventStream(Response):
         events: each item is one or more whole events, as :func:`event` makes them.
         ping: sent when nothing else was for ``ping_seconds``, so that proxies keep the connection.
         ping_seconds: that time.
+        on_close: called at the end, also if not even the first event was taken.
         headers: further headers.
     """
 
@@ -65,6 +66,7 @@ class EventStream(Response):
         *,
         ping: str = ": ping\n\n",
         ping_seconds: float = 15.0,
+        on_close: Callable[[], None] = lambda: None,
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(
@@ -74,6 +76,7 @@ class EventStream(Response):
         self._events = events
         self._ping = ping
         self._ping_seconds = ping_seconds
+        self._on_close = on_close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the events until they end or the client goes."""
@@ -87,6 +90,7 @@ class EventStream(Response):
             for future in (writer, gone):
                 future.cancel()
             await asyncio.gather(writer, gone, return_exceptions=True)
+            self._on_close()
             close = getattr(self._events, "aclose", None)
             if close is not None:
                 await close()
