@@ -46,7 +46,7 @@ class ScriptedScheduler:
         request = request.with_seed()
         self.requests.append(request)
         usage = Usage(len(request.prompt), self.cached_tokens, seed=request.sampling.seed or 0)
-        handle = GenerationHandle(usage, self._cancel, lambda: None)
+        handle = GenerationHandle(usage, self._cancel, lambda backlog: None)
         task = asyncio.ensure_future(self._speak(request, handle, usage))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -36,8 +36,8 @@ def serve(
         typer.Option(
             "--config",
             metavar="FILE",
-            help="TOML file of settings, named as the flags with _ for -; the environment (BITQWEN_SERVE_PORT "
-            "for port) overrides it, and flags override both.",
+            help="TOML file of settings, named as the flags with _ for -. The environment "
+            "(BITQWEN_SERVE_PORT for port) overrides it, and flags override both.",
             show_default=False,
         ),
     ] = None,
@@ -212,5 +212,7 @@ def _settings(config: Path | None, given: dict[str, Any]) -> ServerSettings:
         first = error.errors(include_url=False)[0]
         name = ".".join(map(str, first["loc"]))
         if first["type"] == "missing":
-            raise UsageError(f"The setting {name} is missing.", hint="Name a model: bitqwen serve MODEL") from None
+            raise UsageError(
+                f"The setting {name} is missing.", hint="Name a model: bitqwen serve MODEL"
+            ) from None
         raise UsageError(f"The setting {name} is {first['input']!r}: {first['msg']}.") from None

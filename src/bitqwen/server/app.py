@@ -86,7 +86,12 @@ def create_app(
     app = Starlette(
         routes=[route for module in API_MODULES for route in module.routes()],
         lifespan=lifespan,
-        exception_handlers={ApiError: _refuse, BitqwenError: _refuse, HTTPException: _refuse_route},
+        exception_handlers={
+            ApiError: _refuse,
+            BitqwenError: _refuse,
+            HTTPException: _refuse_route,
+            Exception: _fail,
+        },
     )
     app.state.service = service
     return Gate(app, api_keys(settings), settings.cors_origins, error_response)
@@ -120,6 +125,10 @@ async def _refuse(request: Request, error: Exception) -> Response:
     if answer.status == 500:
         raise error  # the gate logs it
     return error_response(request.scope, answer)
+
+
+async def _fail(request: Request, error: Exception) -> Response:
+    return error_response(request.scope, from_exception(error))
 
 
 async def _refuse_route(request: Request, error: Exception) -> Response:

@@ -56,14 +56,17 @@ class Gate:
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.perf_counter()
         status = 0
+        complete = False
 
         async def send_noting(message: Message) -> None:
-            nonlocal status
+            nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
                 out = MutableHeaders(scope=message)
                 out["x-request-id"] = request_id
                 self._allow_origin(headers, out)
+            elif message["type"] == "http.response.body":
+                complete = not message.get("more_body", False)
             await send(message)
 
         try:
@@ -76,9 +79,10 @@ class Gate:
                 answer = from_exception(error)
                 if answer.status == 500:
                     logger.exception("request %s failed", request_id)
-                if status:
+                if status and not complete:
                     raise  # the response has begun: only cutting it off can tell
-                await self._respond(scope, answer)(scope, receive, send_noting)
+                if not status:
+                    await self._respond(scope, answer)(scope, receive, send_noting)
         finally:
             access_log.info(
                 {
