@@ -18,7 +18,7 @@ VERBS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-define
 
 
 def test_verbs() -> None:
-    assert VERBS == ["chat", "convert", "demo", "eval", "inspect", "pull", "run"]
+    assert VERBS == ["bench", "chat", "convert", "demo", "eval", "inspect", "pull", "run", "serve"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
