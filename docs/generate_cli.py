@@ -39,17 +39,24 @@ def page() -> str:
     """The whole page."""
     rows = [f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items()]
     codes = "\n".join(["## Exit codes", "", "| code | meaning |", "|---|---|", *rows, ""])
-    return "\n".join([HEAD, codes, *map(section, app.registered_commands)])
+    sections = [section(command) for command in app.registered_commands]
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        name = group.typer_instance.info.name
+        sections += [section(command, f"{name} ") for command in group.typer_instance.registered_commands]
+    return "\n".join([HEAD, codes, *sections])
 
 
-def section(command: CommandInfo) -> str:
-    """One verb: what it does, its examples, its arguments and options."""
+def section(command: CommandInfo, group: str = "") -> str:
+    """One verb: what it does, its examples, its arguments and options; ``group`` stands before its name."""
     function = command.callback
     assert function is not None
     found = list(parameters(function))
     arguments = [parameter for parameter in found if isinstance(parameter.info, ArgumentInfo)]
     options = [parameter for parameter in found if parameter not in arguments]
-    usage = " ".join(["bitqwen", function.__name__, *(str(argument.info.metavar) for argument in arguments)])
+    usage = " ".join(
+        [f"bitqwen {group}{function.__name__}", *(str(argument.info.metavar) for argument in arguments)]
+    )
     examples = [line for line in (command.epilog or "").split("\n\n") if line.startswith("$ ")]
     rows = [f"| `{argument.info.metavar}` | {described(argument)} |" for argument in arguments]
     rows += [f"| {spelling(option)} | {described(option)} |" for option in options]

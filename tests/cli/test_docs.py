@@ -22,7 +22,11 @@ def test_docs_name_every_option():
     from bitqwen.cli.app import app
 
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    for verb, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+    root = typer.main.get_command(app)
+    verbs = dict(root.commands)  # type: ignore[attr-defined]
+    for name in [name for name, command in verbs.items() if hasattr(command, "commands")]:
+        verbs |= {f"{name} {verb}": command for verb, command in verbs.pop(name).commands.items()}
+    for verb, command in verbs.items():
         section = page.split(f"\n## bitqwen {verb}", 1)[1].split("\n## ", 1)[0]
         for parameter in command.params:
             for spelling in parameter.opts:

@@ -92,6 +92,24 @@ def test_e2e_benchmark_as_written(tiny_folder, tmp_path):
         assert words in result.stdout
 
 
+def test_generate_kernels_as_written(tmp_path):
+    folder = tmp_path / "preset_kernels" / "qwen25-7b"
+    result = script("utils/generate-qwen25-kernels.py", "7B", "--output", folder)
+    assert result.returncode == 0, result.stderr
+    committed = ROOT / "preset_kernels" / "qwen25-7b"
+    assert {p.name: p.read_text() for p in folder.iterdir()} == {
+        p.name: p.read_text() for p in committed.iterdir()
+    }
+
+
+def test_generate_kernels_for_any_config(tiny_folder, tmp_path):
+    result = script(
+        "utils/generate-qwen25-kernels.py", "--config", tiny_folder / "config.json", "--output", tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(list(tmp_path.iterdir())) == 6
+
+
 def test_requirements_install_this_package():
     lines = (ROOT / "requirements-qwen25.txt").read_text().splitlines()
     assert [line for line in lines if not line.startswith("#")] == ["."]

@@ -38,7 +38,9 @@ def test_import_loads_little() -> None:
     assert len(modules) < 80, sorted(modules)
 
 
-@pytest.mark.parametrize("verb", ["", "pull", "convert", "run", "chat", "eval", "bench", "inspect", "demo"])
+@pytest.mark.parametrize(
+    "verb", ["", "pull", "convert", "run", "chat", "eval", "bench", "kernels", "inspect", "demo"]
+)
 def test_help_loads_no_heavy_library(verb: str) -> None:
     arguments = [verb, "--help"] if verb else ["--help"]
     modules = loaded_modules(f"from bitqwen.cli.app import main; assert main({arguments!r}) == 0")

@@ -18,7 +18,8 @@ def fetch(
 ) -> tuple[Path, str]:
     """Downloads a checkpoint into the hub's own cache, or finds it there.
 
-    A broken connection is taken up where it broke; files that are there already are not fetched again.
+    A connection that breaks is taken up where it broke while this runs; a later call keeps the files that
+    are complete and fetches the others anew.
 
     Args:
         repository: ``owner/name``.
@@ -55,6 +56,42 @@ def fetch(
     if not any(folder.glob("*.safetensors")):
         raise _no_weights(folder, repository, token)
     return folder, folder.name  # a snapshot's folder is named by its commit
+
+
+def fetch_config(
+    repository: str, *, revision: str | None = None, token: str | None = None, offline: bool = False
+) -> Path:
+    """A checkpoint's ``config.json``, fetched alone.
+
+    Args:
+        repository: ``owner/name``.
+        revision: a branch, tag or commit; default: the main branch.
+        token: for gated and private repositories.
+        offline: use only the cache.
+
+    Raises:
+        DownloadError: not found, gated, no network, or not in the cache when offline.
+    """
+    import huggingface_hub as hub
+    from huggingface_hub import errors
+
+    try:
+        return Path(
+            hub.hf_hub_download(
+                repository, "config.json", revision=revision, token=token, local_files_only=offline
+            )
+        )
+    except errors.EntryNotFoundError as error:
+        if isinstance(error, errors.LocalEntryNotFoundError):
+            raise _translated(error, repository, revision, offline) or error from error
+        raise DownloadError(
+            f"{repository} has no config.json", hint="Give a repository that holds a checkpoint."
+        ) from error
+    except Exception as error:
+        translated = _translated(error, repository, revision, offline)
+        if translated is None:
+            raise
+        raise translated from error
 
 
 def _translated(

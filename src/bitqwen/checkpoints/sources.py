@@ -71,6 +71,13 @@ def resolve(
     raise UsageError(f"there is no file or folder {text!r}", hint=f"Give {ACCEPTED}.")
 
 
+def is_hub_id(text: str) -> bool:
+    """Whether :func:`resolve` would ask the hub for it: an id's form, and nothing here has that name."""
+    if not _HUB_ID.fullmatch(text) or text.endswith(".gguf"):
+        return False
+    return not Path(text).expanduser().exists()
+
+
 def _check_gguf(path: Path) -> None:
     """Tells a GGUF file by its ending or its first bytes: Ollama's, for one, have no ending."""
     if path.suffix == ".gguf":

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bitqwen.cli import terminal
+from bitqwen.cli import kernels, terminal
 from bitqwen.cli.bench import bench
 from bitqwen.cli.chat import chat
 from bitqwen.cli.convert import convert
@@ -101,6 +101,7 @@ app.command(
 app.command(epilog=epilog("bitqwen demo", "bitqwen demo --model qwen.gguf --prompt 'Reverse a list in C.'"))(
     demo
 )
+app.add_typer(kernels.app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

