@@ -93,7 +93,10 @@ bool can_encode(gguf::TensorType type, Fit fit) {
     case TensorType::kBF16:
     case TensorType::kQ8_0: return fit == Fit::kPlain;
     case TensorType::kQ4_0: return fit == Fit::kPlain || fit == Fit::kMse;
+    case TensorType::kQ2_K:
+    case TensorType::kQ3_K:
     case TensorType::kQ4_K:
+    case TensorType::kQ5_K:
     case TensorType::kQ6_K: return fit == Fit::kMse;
     case TensorType::kQ2_0: return fit != Fit::kPlain;
     case TensorType::kTQ2_0: return fit == Fit::kTernary || fit == Fit::kAbsmean;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "half.h"
 #include "quant/lanes.h"
@@ -13,6 +14,8 @@ namespace {
 
 // Below this a scale's inverse overflows; as float16 it is zero anyway.
 constexpr float kLeastValue = 1e-30f;
+
+void store_u16(uint8_t* p, uint16_t v) { std::memcpy(p, &v, sizeof v); }
 
 // The scale as the file will hold it.
 float through_half(float scale) { return half_to_float(float_to_half(scale)); }
@@ -152,12 +155,13 @@ struct AffineSums {
   float w = 0, wx = 0, wc = 0, wcc = 0, wxc = 0;
 };
 
-// Of 32 values with codes 0 to 15.
+// Of kSize values with codes 0 to kCodes.
+template <int kSize, int kCodes>
 AffineSums affine_sums(const float* x, const float* w, float inverse, float minimum) {
   Floats sw = {}, swx = {}, swc = {}, swcc = {}, swxc = {};
-  for (int i = 0; i < 32; i += kLanes) {
+  for (int i = 0; i < kSize; i += kLanes) {
     const Floats v = load(x + i), weight = load(w + i);
-    const Floats c = clamped(rounded((v + minimum) * inverse), 0, 15);
+    const Floats c = clamped(rounded((v + minimum) * inverse), 0, kCodes);
     const Floats weighted = weight * c;
     sw += weight;
     swx += weight * v;
@@ -186,9 +190,10 @@ float solve_affine(const AffineSums& s, Affine& fit) {
   return -1.0f;
 }
 
+template <int kSize, int kCodes>
 Affine fit_affine(const float* x, const float* w) {
   float low = 0.0f, high = 0.0f;
-  for (int i = 0; i < 32; ++i) {
+  for (int i = 0; i < kSize; ++i) {
     low = std::min(low, x[i]);
     high = std::max(high, x[i]);
   }
@@ -198,16 +203,23 @@ Affine fit_affine(const float* x, const float* w) {
   float best_gain = 0.0f;
   const auto consider = [&](float inverse, float minimum) {
     Affine fit;
-    const float gain = solve_affine(affine_sums(x, w, inverse, minimum), fit);
+    const float gain = solve_affine(affine_sums<kSize, kCodes>(x, w, inverse, minimum), fit);
     if (gain > best_gain) {
       best_gain = gain;
       best = fit;
     }
   };
-  // From 14 to 22 steps over the range: more than 15 clip both ends alike, or the upper one alone.
-  for (float steps = 14.0f; steps <= 22.0f; steps += 0.5f) {
+  // Up to half as many steps again as there are codes lie over the range (twice as many where codes are
+  // few): what does not fit is clipped at both ends alike, or at the upper one alone.
+  constexpr float kTop = kCodes, kStep = kCodes < 8 ? kTop / 16.0f : kTop / 30.0f;
+  constexpr int kSteps = kCodes < 8 ? 21 : 17;
+  for (int i = 0; i < kSteps; ++i) {
+    const float steps = kTop - 2.0f * kStep + static_cast<float>(i) * kStep;
     consider(steps / range, -low);
-    if (steps > 15.0f) consider(steps / range, -low - (steps - 15.0f) / steps * range * 0.5f);
+    if (steps > kTop) {
+      consider(steps / range, -low - (steps - kTop) / steps * range * 0.5f);
+      if (kCodes < 8) consider(steps / range, -low - (steps - kTop) / steps * range);
+    }
   }
   for (int i = 0; i < 3 && best.scale > kLeastValue; ++i) {
     const float before = best_gain;

@@ -133,3 +133,34 @@ class Peaks:
     def int8_rate(self) -> float: ...
 
 def kernel_self_test(seed: int = 1) -> list[tuple[str, str, int, int]]: ...
+def grid_shape(type: int) -> tuple[int, int, int] | None: ...
+def read_grid(
+    type: int, data: NDArray[np.uint8], rows: int, cols: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.int8]]: ...
+def write_grid(
+    type: int, steps: NDArray[np.float32], codes: NDArray[np.int8], data: NDArray[np.uint8]
+) -> None: ...
+def feedback_sweep(
+    type: int,
+    codes: NDArray[np.int8],
+    group_of: NDArray[np.int32],
+    steps: NDArray[np.float32],
+    offsets: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    factor: NDArray[np.float32],
+    target: NDArray[np.float32],
+    threads: int = 0,
+) -> None: ...
+def descent_sweep(
+    type: int,
+    codes: NDArray[np.int8],
+    group_of: NDArray[np.int32],
+    steps: NDArray[np.float32],
+    offsets: NDArray[np.float32],
+    units: NDArray[np.float32],
+    moments: NDArray[np.float32],
+    error: NDArray[np.float32],
+    gradient: NDArray[np.float32],
+    fit_steps: bool,
+    threads: int = 0,
+) -> int: ...

@@ -43,7 +43,9 @@ def test_widths_that_are_no_multiple_of_256(tiny_checkpoint, tmp_path, scheme):
     report = convert(source.folder, tmp_path / "out.gguf", scheme, force=True)
     types = {t.name: t.tensor_type for t in report.tensors}
     assert types["token_embd.weight"] == ("F16" if scheme == "f16" else "Q8_0")
-    expected = {"w4": "Q4_0", "w2": "Q2_0", "ternary": "Q2_0", "bitnet": "Q2_0"}.get(scheme, scheme.upper())
+    expected = {"w4": "Q4_0", "w2": "Q2_0", "ternary": "Q2_0", "bitnet": "Q2_0"}
+    expected |= {"q6_k": "Q8_0", "q5_k": "Q8_0", "q3_k": "Q4_0", "q2_k": "Q4_0"}
+    expected = expected.get(scheme, scheme.upper())
     assert types["blk.0.attn_q.weight"] == expected
     file = GGUFFile(tmp_path / "out.gguf")
     for name, tensor in file.tensors.items():

@@ -30,7 +30,8 @@ std::vector<Case> every_case() {
   std::vector<Case> cases;
   for (const TensorType type :
        {TensorType::kF32, TensorType::kF16, TensorType::kBF16, TensorType::kQ8_0, TensorType::kQ4_0,
-        TensorType::kQ4_K, TensorType::kQ6_K, TensorType::kQ2_0, TensorType::kTQ2_0}) {
+        TensorType::kQ2_K, TensorType::kQ3_K, TensorType::kQ4_K, TensorType::kQ5_K, TensorType::kQ6_K,
+        TensorType::kQ2_0, TensorType::kTQ2_0}) {
     for (const Fit fit : {Fit::kPlain, Fit::kMse, Fit::kAbsmean, Fit::kTernary}) {
       if (can_encode(type, fit)) cases.push_back({type, fit});
     }

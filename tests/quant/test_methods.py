@@ -17,7 +17,10 @@ from bitqwen.quant import Statistics, quantize
 
 FITTED = [
     (TensorType.Q4_0, "mse"),
+    (TensorType.Q2_K, "mse"),
+    (TensorType.Q3_K, "mse"),
     (TensorType.Q4_K, "mse"),
+    (TensorType.Q5_K, "mse"),
     (TensorType.Q6_K, "mse"),
     (TensorType.Q2_0, "mse"),
     (TensorType.Q2_0, "ternary"),
@@ -205,8 +208,8 @@ def test_rows_that_do_not_fit_are_refused_with_the_block_size():
 
 
 def test_a_type_without_an_encoder_is_refused_by_name():
-    with pytest.raises(UnsupportedModelError, match="Q3_K"):
-        quantize(heavy_tailed(2, 256), TensorType.Q3_K, method="mse")
+    with pytest.raises(UnsupportedModelError, match="Q5_1"):
+        quantize(heavy_tailed(2, 256), TensorType.Q5_1, method="mse")
 
 
 def test_an_unknown_method_lists_the_known_ones():

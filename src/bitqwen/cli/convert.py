@@ -11,6 +11,7 @@ from bitqwen.cli import options, terminal
 from bitqwen.errors import UsageError
 
 if TYPE_CHECKING:
+    from bitqwen.calibrate import Calibration
     from bitqwen.convert import ConversionReport, TensorReport
 
 
@@ -45,6 +46,30 @@ def convert(
             "--head",
             help="Type of the output head, instead of the scheme's.",
             metavar="TYPE",
+            show_default=False,
+        ),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            "--calibration",
+            help="Choose codes by what the layers see on this text, a file; 'default' takes a mix of "
+            "prose, code and conversation. Takes minutes instead of seconds; below 5 bits it pays.",
+            metavar="FILE|default",
+            show_default=False,
+        ),
+    ] = None,
+    calibration_tokens: Annotated[
+        int,
+        typer.Option("--calibration-tokens", help="Tokens of the text to use.", metavar="N"),
+    ] = 16384,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            help="How a calibrated conversion quantises: fit, or fit+STEP[:NUMBER]+...; by default "
+            "fit+gptq+descent.",
+            metavar="CHAIN",
             show_default=False,
         ),
     ] = None,
@@ -83,6 +108,7 @@ def convert(
         quiet=quiet or json,
         embedding=embedding,
         head=head,
+        calibration=_calibration(calibration, calibration_tokens, recipe),
         force=force,
         threads=threads,
         revision=revision,
@@ -95,6 +121,18 @@ def convert(
         print(report.path)
     else:
         print_summary(report)
+
+
+def _calibration(text: str | None, tokens: int, recipe: str | None) -> Calibration | None:
+    if text is None and recipe is None:
+        return None
+    from bitqwen.calibrate import Calibration
+    from bitqwen.measure.texts import read_text
+    from bitqwen.quant import DEFAULT_RECIPE, Recipe
+
+    chain = Recipe.parse(recipe or DEFAULT_RECIPE).text
+    own = None if text in (None, "default") else read_text(Path(text).expanduser())
+    return Calibration(text=own, tokens=tokens, recipe=chain, resume=True)
 
 
 def convert_with_progress(
@@ -153,6 +191,7 @@ def as_json(report: ConversionReport) -> dict[str, Any]:
         "bits_per_weight": report.bits_per_weight(),
         "matrix_bits_per_weight": report.bits_per_weight("matrix"),
         "relative_error": report.relative_error,
+        "lost_outputs": report.lost_outputs,
         "types": report.type_counts(),
         "warnings": report.warnings,
         "seconds": report.seconds,
@@ -164,6 +203,7 @@ def as_json(report: ConversionReport) -> dict[str, Any]:
                 "type": tensor.tensor_type,
                 "bytes": tensor.nbytes,
                 "relative_error": tensor.relative_error,
+                "lost_outputs": tensor.lost_outputs,
                 "seconds": tensor.seconds,
             }
             for tensor in report.tensors
@@ -187,6 +227,8 @@ def print_summary(report: ConversionReport) -> None:
     )
     table.add_row("tensors", f"{len(report.tensors)} ({types})")
     table.add_row("squared error", f"{report.relative_error:.2%} of the matrices' energy")
+    if report.lost_outputs is not None:
+        table.add_row("lost outputs", f"{report.lost_outputs:.2%} of their energy, on the calibration text")
     table.add_row("time", f"{report.seconds:.1f} s")
     terminal.stdout().print(table)
 

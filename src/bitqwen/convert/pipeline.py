@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from bitqwen.errors import CheckpointError, UsageError
 from bitqwen.gguf import GGUFWriter
 from bitqwen.models.qwen2 import Qwen2Config
 from bitqwen.models.registry import config_from_hf
-from bitqwen.quant import Encoded, Scheme, quantize, schemes
+from bitqwen.quant import Encoded, Scheme, TensorPlan, quantize, schemes
 
+from .calibration import CalibratedMatrices, Calibration
 from .metadata import file_metadata
 from .plan import Job, file_type, plan_tensors
 from .report import ConversionReport, Progress, ProgressCallback, TensorReport, peak_rss
@@ -37,6 +38,8 @@ def convert(
     *,
     embedding: str | None = None,
     head: str | None = None,
+    calibration: Calibration | None = None,
+    plans: Mapping[str, TensorPlan] | None = None,
     force: bool = False,
     threads: int | None = None,
     revision: str | None = None,
@@ -55,6 +58,9 @@ def convert(
         scheme: a name from ``bitqwen.quant.names()``.
         embedding: the embedding's type, instead of the scheme's.
         head: the output head's type, instead of the scheme's.
+        calibration: quantises the layers' matrices by what their inputs are on a text, instead of by their
+            values alone; see :class:`bitqwen.calibrate.Calibration`.
+        plans: how to store single tensors, by their Hugging Face names, instead of the scheme's way.
         force: convert with "bitnet" a model that was not trained for it.
         threads: default: one per core.
         revision: a hub id's branch, tag or commit.
@@ -77,8 +83,14 @@ def convert(
     config = config_from_hf(checkpoint.config, source=checkpoint.provenance.source)
     config.validate(checkpoint.shapes(), source=checkpoint.provenance.source)
     warnings = [*_check_levels(checkpoint, config, chosen, force), *_requantising(checkpoint)]
-    jobs = plan_tensors(checkpoint, config, chosen, embedding=embedding, head=head)
+    jobs = plan_tensors(checkpoint, config, chosen, embedding=embedding, head=head, plans=plans)
     settings = {name: value for name, value in (("embedding", embedding), ("head", head)) if value}
+    encoder = None
+    if calibration is not None:
+        settings |= calibration.settings
+        matrices = {job.source: job.plan for job in jobs if job.spec.role == "matrix"}
+        encoder = calibration.start(checkpoint, config, matrices, output=target, threads=threads or 0)
+    calibrated = CalibratedMatrices(encoder)
     total = sum(4 * job.weights for job in jobs)
     report = ConversionReport(path=target, scheme=scheme, warnings=warnings)
 
@@ -103,12 +115,19 @@ def convert(
                 if progress and values < job.weights:
                     progress(Progress(job.spec.gguf_name, done + 4 * values, total))
 
-            report.tensors.append(_convert_tensor(checkpoint, job, writer, threads or 0, advance))
+            ready = calibrated.take(job.source)
+            if ready is None:
+                tensor = _convert_tensor(checkpoint, job, writer, threads or 0, advance)
+            else:
+                tensor = _write_encoded(checkpoint, job, writer, *ready)
+            report.tensors.append(tensor)
             done += 4 * job.weights
         writer.finish()
+        if encoder is not None:
+            encoder.finish()
         if progress:
             progress(Progress("", total, total, report.last))
-    if report.relative_error > _RUINOUS_ERROR:
+    if encoder is None and report.relative_error > _RUINOUS_ERROR:
         report.warnings.append(
             f"{report.relative_error:.0%} of the matrices' energy is lost: unless it is trained for so few "
             "levels, a model then writes nonsense; w4 does not"
@@ -151,6 +170,26 @@ def _convert_tensor(
         error=error,
         energy=energy,
         seconds=time.perf_counter() - started,
+    )
+
+
+def _write_encoded(
+    checkpoint: Checkpoint, job: Job, writer: GGUFWriter, encoded: Encoded, lost_outputs: float | None
+) -> TensorReport:
+    started = time.perf_counter()
+    spec, plan, source = job
+    writer.write_parts(spec.gguf_name, iter([encoded.data]))
+    return TensorReport(
+        name=spec.gguf_name,
+        role=spec.role,
+        shape=spec.shape,
+        source_type=checkpoint.dtype(source),
+        tensor_type=plan.tensor_type.name,
+        nbytes=encoded.data.nbytes,
+        error=encoded.error,
+        energy=encoded.energy,
+        seconds=time.perf_counter() - started,
+        lost_outputs=lost_outputs,
     )
 
 

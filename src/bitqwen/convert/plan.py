@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from bitqwen import quant
@@ -38,6 +39,7 @@ def plan_tensors(
     *,
     embedding: str | None = None,
     head: str | None = None,
+    plans: Mapping[str, TensorPlan] | None = None,
 ) -> list[Job]:
     """The tensors of the file, in its order.
 
@@ -47,6 +49,7 @@ def plan_tensors(
         scheme: how tensors are stored.
         embedding: the embedding's type, instead of the scheme's.
         head: the head's type, instead of the scheme's.
+        plans: how to store single tensors, by their Hugging Face names, instead of all this.
 
     Raises:
         UsageError: a type that does not exist or does not fit; a head's type for a model that has no head
@@ -63,7 +66,9 @@ def plan_tensors(
     for spec in config.tensors():
         if spec.hf_name not in present or (shared and spec.hf_name == HEAD):
             continue
-        plan = scheme.plan(spec.role, spec.shape, embedding=embedding, head=head)
+        plan = (plans or {}).get(spec.hf_name)
+        if plan is None:
+            plan = scheme.plan(spec.role, spec.shape, embedding=embedding, head=head)
         jobs.append(Job(spec, plan, shared if shared and spec.hf_name == EMBEDDING else spec.hf_name))
     return jobs
 

@@ -16,7 +16,8 @@ class TensorReport:
     """One tensor as it was written.
 
     ``relative_error`` is the squared error as a share of the tensor's energy; ``seconds`` covers
-    reading, encoding and writing.
+    reading, encoding and writing. ``lost_outputs`` is the share of the outputs' energy that is lost on the
+    calibration text, where there was one.
     """
 
     name: str
@@ -28,6 +29,7 @@ class TensorReport:
     error: float
     energy: float
     seconds: float
+    lost_outputs: float | None = None
 
     @property
     def weights(self) -> int:
@@ -101,6 +103,12 @@ class ConversionReport:
         chosen = [t for t in self.tensors if t.role == "matrix"]
         energy = sum(t.energy for t in chosen)
         return sum(t.error for t in chosen) / energy if energy else 0.0
+
+    @property
+    def lost_outputs(self) -> float | None:
+        """Mean share of the matrices' outputs' energy that is lost on the calibration text, if known."""
+        known = [t.lost_outputs for t in self.tensors if t.lost_outputs is not None]
+        return sum(known) / len(known) if known else None
 
     def type_counts(self) -> dict[str, int]:
         """How many tensors were written in each type."""

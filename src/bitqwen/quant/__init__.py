@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from .methods import METHODS, Encoded, Method, Statistics, quantize
+from .recipe import DEFAULT_RECIPE, Recipe
 from .schemes import Scheme, TensorPlan, file_type, get, names
 
 __all__ = [
+    "DEFAULT_RECIPE",
     "METHODS",
     "Encoded",
     "Method",
+    "Recipe",
     "Scheme",
     "Statistics",
     "TensorPlan",

@@ -45,9 +45,13 @@ class Statistics:
     Attributes:
         importance: float32 [cols], the mean square of each input, or anything else that says how much the
             error of a column weighs; only ratios matter.
+        moments: float32 [cols, cols], the mean of x x' over the inputs x, for recipes that use it.
+        samples: how many inputs that is the mean of.
     """
 
     importance: npt.NDArray[np.float32]
+    moments: npt.NDArray[np.float32] | None = None
+    samples: int = 0
 
 
 # (matrix float32 [rows, cols], the type to write, what calibration knows, threads or 0) -> encoded.

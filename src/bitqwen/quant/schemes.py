@@ -34,8 +34,11 @@ _NAMED = {
         TensorPlan(TensorType.BF16, "plain"),
         _Q8_0,
         TensorPlan(TensorType.Q6_K, "mse"),
+        TensorPlan(TensorType.Q5_K, "mse"),
         TensorPlan(TensorType.Q4_K, "mse"),
         _Q4_0,
+        TensorPlan(TensorType.Q3_K, "mse"),
+        TensorPlan(TensorType.Q2_K, "mse"),
         TensorPlan(TensorType.Q2_0, "mse"),
     )
 }
@@ -45,7 +48,11 @@ _FILE_TYPES = {
     TensorType.F16: 1,
     TensorType.Q4_0: 2,
     TensorType.Q8_0: 7,
+    TensorType.Q2_K: 10,
+    TensorType.Q3_K: 11,  # Q3_K_S
     TensorType.Q4_K: 14,  # Q4_K_S
+    TensorType.Q5_K: 16,  # Q5_K_S
+    TensorType.Q6_K: 18,
     TensorType.TQ2_0: 37,
     TensorType.Q2_0: 41,
 }
@@ -132,6 +139,18 @@ _SCHEMES = (
     ),
     Scheme("q8_0", (_Q8_0, _F16), (_Q8_0, _F16), "Practically lossless at half the size of f16."),
     Scheme(
+        "q6_k",
+        (TensorPlan(TensorType.Q6_K, "mse"), _Q8_0, _F16),
+        _WIDE,
+        "6.6 bits: hardly told from the original.",
+    ),
+    Scheme(
+        "q5_k",
+        (TensorPlan(TensorType.Q5_K, "mse"), _Q8_0, _F16),
+        _WIDE,
+        "5.5 bits: between w4 and q6_k.",
+    ),
+    Scheme(
         "q4_0",
         (TensorPlan(TensorType.Q4_0, "plain"), _F16),
         _WIDE,
@@ -142,6 +161,18 @@ _SCHEMES = (
         (TensorPlan(TensorType.Q4_K, "mse"), _Q4_0, _F16),
         _WIDE,
         "The default: 4 bits with fitted scales and minima; close to the original.",
+    ),
+    Scheme(
+        "q3_k",
+        (TensorPlan(TensorType.Q3_K, "mse"), _Q4_0, _F16),
+        _WIDE,
+        "3.4 bits in llama.cpp's type, better chosen: good with --calibration.",
+    ),
+    Scheme(
+        "q2_k",
+        (TensorPlan(TensorType.Q2_K, "mse"), _Q4_0, _F16),
+        _WIDE,
+        "2.6 bits in llama.cpp's type, better chosen: usable with --calibration.",
     ),
     Scheme(
         "w2",

@@ -1,0 +1,110 @@
+"""A calibration as it is asked for: which text, how much of it, and the recipe."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bitqwen.checkpoints import Checkpoint
+from bitqwen.errors import UsageError
+from bitqwen.generation.tokenizer import Tokenizer
+from bitqwen.measure.texts import held_out_in
+from bitqwen.models.qwen2 import Qwen2Config
+from bitqwen.quant import DEFAULT_RECIPE, Recipe, TensorPlan
+
+from .encoder import CalibratedEncoder
+from .texts import default_text
+
+# Tokens that see each other; as many as a chunk has when models are measured.
+CHUNK = 512
+DEFAULT_TOKENS = 16384
+_MOST_TOKENS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Quantises with the statistics of a text; for :func:`bitqwen.convert.convert`.
+
+    Memory: the text's activations, ``tokens`` times the model's MLP width in float32, and for recipes of
+    more than a fit three square matrices of that width.
+
+    Attributes:
+        text: what to calibrate on; None for a mix of prose, code and conversation that comes with
+            bitqwen and with Python.
+        tokens: how many of its tokens to use.
+        recipe: how each matrix is quantised; see :class:`bitqwen.quant.Recipe`.
+        chunk: tokens that see each other.
+        resume: whether finished layers are kept beside the output until it is complete, so that an
+            interrupted conversion goes on where it was.
+    """
+
+    text: str | None = None
+    tokens: int = DEFAULT_TOKENS
+    recipe: str = DEFAULT_RECIPE
+    chunk: int = CHUNK
+    resume: bool = False
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What the file's metadata says of it."""
+        source = "default" if self.text is None else hashlib.sha256(self.text.encode()).hexdigest()
+        return {"calibration": source, "calibration_tokens": str(self.tokens), "recipe": self.recipe}
+
+    def ids(self, checkpoint: Checkpoint) -> npt.NDArray[np.int64]:
+        """The text's token ids: int64 [chunks, chunk], taken evenly from all of it.
+
+        Raises:
+            UsageError: the text is too short, or one that results are reported on.
+        """
+        if not self.chunk <= self.tokens <= _MOST_TOKENS:
+            raise UsageError(
+                f"{self.tokens} calibration tokens; allowed: {self.chunk} to {_MOST_TOKENS}",
+                hint="16384 suffice; more take longer and help a little.",
+            )
+        text = default_text(checkpoint.chat_template) if self.text is None else self.text
+        known = held_out_in(text)
+        if known:
+            raise UsageError(
+                f"the calibration text holds what results are reported on ({', '.join(known)})",
+                hint="Calibrate on another text: measured on the same one, a model seems better than it is.",
+            )
+        tokenizer = Tokenizer(checkpoint.tokenizer())
+        ids = np.array(tokenizer.encode(text, allow_special=self.text is None), np.int64)
+        chunks = len(ids) // self.chunk
+        if chunks < 1:
+            raise UsageError(
+                f"the calibration text has {len(ids)} tokens; {self.chunk} are the least",
+                hint="Give a longer text: some 100 KB of what the model will be used for.",
+            )
+        whole = ids[: chunks * self.chunk].reshape(chunks, self.chunk)
+        wanted = min(chunks, self.tokens // self.chunk)
+        return np.ascontiguousarray(whole[np.arange(wanted) * chunks // wanted])
+
+    def start(
+        self,
+        checkpoint: Checkpoint,
+        config: Qwen2Config,
+        plans: Mapping[str, TensorPlan],
+        *,
+        output: Path,
+        threads: int,
+    ) -> CalibratedEncoder:
+        """Begins a conversion; see :class:`bitqwen.convert.calibration.Calibration`.
+
+        Raises:
+            UsageError: the text or the recipe will not do.
+        """
+        return CalibratedEncoder(
+            checkpoint,
+            config,
+            plans,
+            self.ids(checkpoint),
+            Recipe.parse(self.recipe),
+            resume=output.with_name(f".{output.name}.layers") if self.resume else None,
+            threads=threads,
+        )

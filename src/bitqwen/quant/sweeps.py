@@ -1,0 +1,187 @@
+"""Choosing codes by what they do to a matrix's outputs, on real inputs.
+
+With H the mean of x x' over a layer's inputs x, the outputs lose tr(E H E') where the weights lose E.
+Rounding to the nearest code ignores that errors may cancel each other. Both sweeps here use it: error
+feedback rounds one column after another and lets later ones make up for earlier ones; coordinate descent
+then goes back to each code.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bitqwen import _native
+
+from .grid import Grid, Matrix
+
+_FEEDBACK_COLUMNS = 128
+_DESCENT_COLUMNS = 256  # whole groups of every grid
+_MOST_DAMPING = 1.0
+_SHRINK_ROWS = 512
+# Tokens of one text depend on each other: so many tell as much as one that does not.
+_DEPENDENCE = 2.0
+
+
+class _Factor(NamedTuple):
+    order: npt.NDArray[np.int64]  # [cols]
+    upper: Matrix  # [cols, cols], unit upper triangular
+
+
+def output_error(error: Matrix, moments: Matrix) -> float:
+    """tr(E H E'): the mean squared error of all outputs together.
+
+    Args:
+        error: E, float32 [rows, cols].
+        moments: H, float32 [cols, cols].
+    """
+    return float(np.vdot(error, error @ moments))
+
+
+def shrunk(moments: Matrix, samples: int) -> Matrix:
+    """H with its off-diagonal elements as much smaller as chance has made them larger.
+
+    From few inputs columns seem to depend on each other that do not, and sweeps would trade real errors for
+    gains that are none. The share taken off is that of least expected squared error of the correlations
+    (Schäfer and Strimmer 2005).
+
+    Args:
+        moments: H, float32 [cols, cols].
+        samples: how many inputs it is the mean of.
+    """
+    spread = np.sqrt(np.maximum(np.diag(moments), np.float32(1e-30)))
+    total = noise = 0.0
+    for begin in range(0, len(moments), _SHRINK_ROWS):
+        rows = slice(begin, begin + _SHRINK_ROWS)
+        squares = np.square(moments[rows] / spread[rows, None] / spread[None, :])
+        np.clip(squares, 0.0, 1.0, out=squares)
+        squares[np.arange(len(squares)), np.arange(begin, begin + len(squares))] = 0.0
+        total += float(squares.sum(dtype=np.float64))
+        noise += float(np.square(1.0 - squares).sum(dtype=np.float64)) - len(squares)
+    share = min(1.0, _DEPENDENCE * noise / max(samples, 1) / total) if total > 0.0 else 0.0
+    out: Matrix = moments * np.float32(1.0 - share)
+    out[np.diag_indices_from(out)] = np.diag(moments)
+    return out
+
+
+def damped(moments: Matrix, damping: float) -> Matrix:
+    """H with a share of its mean diagonal added to the diagonal."""
+    out: Matrix = moments.copy()
+    mean = float(np.mean(np.diag(moments), dtype=np.float64)) or 1.0
+    out[np.diag_indices_from(out)] += damping * mean
+    return out
+
+
+def _factor(moments: Matrix, damping: float) -> _Factor:
+    """H = U D U' with U unit upper triangular, the most important columns first."""
+    order = np.argsort(-np.diag(moments), kind="stable")
+    while True:
+        # Reversed, the upper triangle is a lower one, which Cholesky's method finds.
+        reverse = order[::-1]
+        flipped = moments[np.ix_(reverse, reverse)]
+        mean = float(np.mean(np.diag(flipped), dtype=np.float64)) or 1.0
+        flipped[np.diag_indices_from(flipped)] += damping * mean
+        try:
+            lower = np.linalg.cholesky(flipped)
+        except np.linalg.LinAlgError:  # float32 was too coarse for so little damping
+            if damping >= _MOST_DAMPING:
+                raise
+            damping = max(1e-6, damping * 4)
+            continue
+        lower /= np.diag(lower).copy()
+        return _Factor(order, np.ascontiguousarray(lower[::-1, ::-1]))
+
+
+def feedback(matrix: Matrix, grid: Grid, moments: Matrix, *, damping: float, threads: int = 0) -> None:
+    """Chooses all codes anew, each with the errors of those before made up for (GPTQ, arXiv 2210.17323).
+
+    Columns go in the order of their importance; steps stay.
+
+    Args:
+        matrix: the weights, float32 [rows, cols].
+        grid: a fit of it; its codes are replaced.
+        moments: H, float32 [cols, cols].
+        damping: share of H's mean diagonal that is added to the diagonal, the more, the fewer inputs
+            were seen.
+        threads: 0 for one per core.
+    """
+    order, upper = _factor(moments, damping)
+    rows, cols = matrix.shape
+    weights = matrix[:, order]
+    error = np.zeros_like(weights)
+    for begin in range(0, cols, _FEEDBACK_COLUMNS):
+        end = min(begin + _FEEDBACK_COLUMNS, cols)
+        block = np.ascontiguousarray(weights[:, begin:end])
+        target = block + error[:, :begin] @ upper[:begin, begin:end]
+        codes = np.empty((rows, end - begin), np.int8)
+        columns = order[begin:end]
+        _native.feedback_sweep(
+            int(grid.tensor_type),
+            codes,
+            (columns // grid.group).astype(np.int32),
+            grid.steps,
+            grid.offsets,
+            block,
+            np.ascontiguousarray(upper[begin:end, begin:end]),
+            target,
+            threads,
+        )
+        error[:, begin:end] = target
+        grid.codes[:, columns] = codes
+
+
+def descend(
+    matrix: Matrix,
+    grid: Grid,
+    moments: Matrix,
+    *,
+    damping: float,
+    rounds: int,
+    fit_steps: bool = True,
+    threads: int = 0,
+) -> None:
+    """Coordinate descent: each code, and each group's step, to the best for all the others.
+
+    tr(E H E') never grows, H damped.
+
+    Args:
+        matrix: the weights, float32 [rows, cols].
+        grid: its codes and steps are improved.
+        moments: H, float32 [cols, cols].
+        damping: as for :func:`feedback`.
+        rounds: times that all columns are gone through.
+        fit_steps: whether steps may change.
+        threads: 0 for one per core.
+    """
+    rows, cols = matrix.shape
+    dense = damped(moments, damping)
+    error: Matrix = matrix - grid.values()
+    gradient: Matrix = error @ dense
+    for _ in range(rounds):
+        changed = 0
+        for begin in range(0, cols, _DESCENT_COLUMNS):
+            end = min(begin + _DESCENT_COLUMNS, cols)
+            before = np.ascontiguousarray(error[:, begin:end])
+            after: Matrix = before.copy()
+            slope: Matrix = np.ascontiguousarray(gradient[:, begin:end])
+            codes = np.ascontiguousarray(grid.codes[:, begin:end])
+            changed += _native.descent_sweep(
+                int(grid.tensor_type),
+                codes,
+                (np.arange(begin, end) // grid.group).astype(np.int32),
+                grid.steps,
+                grid.offsets,
+                grid.units,
+                np.ascontiguousarray(dense[begin:end, begin:end]),
+                after,
+                slope,
+                fit_steps,
+                threads,
+            )
+            grid.codes[:, begin:end] = codes
+            error[:, begin:end] = after
+            gradient += (after - before) @ dense[begin:end]
+        if changed < rows * cols // 1000:
+            break
