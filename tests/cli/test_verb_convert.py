@@ -101,3 +101,39 @@ def test_weights_that_are_not_numbers(bitqwen, tiny_checkpoint, tmp_path):
     assert result.returncode == 5
     assert "model.layers.0.mlp.up_proj.weight" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_calibrated_with_a_receipt_that_inspect_shows(bitqwen, tiny_folder, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("def add(first, second):\n    return first + second\n\n" * 300)
+    path = tmp_path / "m.gguf"
+    arguments = ("--scheme", "q2_k", "--calibration", text, "--calibration-tokens", "512", "--receipt")
+    result = bitqwen("convert", tiny_folder, "-o", path, *arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert 0 < report["lost_outputs"] < 0.3
+    receipt = report["receipt"]
+    assert receipt["bytes"] == report["bytes"]
+    assert receipt["verdict"] in {"faithful", "usable", "degraded", "gibberish"}
+    assert receipt["domains"]["prose"]["kl_low"] <= receipt["domains"]["prose"]["kl"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["m.gguf", "text.txt"]
+    shown = bitqwen("inspect", path)
+    assert receipt["verdict"] in shown.stdout
+    assert f"{receipt['domains']['code']['kl']:.4f}" in shown.stdout
+    again = json.loads(bitqwen("inspect", path, "--json").stdout)
+    assert again["receipt"]["verdict"] == receipt["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--recipe", "fit+magic"], "'magic' is not known"),
+        (["--calibration", "/no/such/file"], "/no/such/file"),
+        (["--calibration", "default", "--calibration-tokens", "3"], "allowed: 512"),
+    ],
+)
+def test_calibrations_that_will_not_do(bitqwen, tiny_folder, tmp_path, arguments, words):
+    result = bitqwen("convert", tiny_folder, "-o", tmp_path / "m.gguf", *arguments)
+    assert result.returncode != 0
+    assert words in result.stderr
+    assert list(tmp_path.iterdir()) == []

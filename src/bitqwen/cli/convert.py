@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitqwen.cli import options, terminal
+from bitqwen.cli import options, receipts, terminal
 from bitqwen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -73,6 +73,13 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    receipt: Annotated[
+        bool,
+        typer.Option(
+            "--receipt",
+            help="Measure the file against its source, print what was lost, and note it in the file.",
+        ),
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Use a scheme that this model was not trained for.")
     ] = False,
@@ -115,12 +122,19 @@ def convert(
         token=token,
         offline=offline,
     )
+    taken = None
+    if receipt:
+        hub = {"revision": revision, "token": token, "offline": offline}
+        taken = receipts.measure(output, source, quiet=quiet or json, threads=threads, **hub)
     if json:
-        terminal.print_json(as_json(report))
+        terminal.print_json({**as_json(report), "receipt": receipts.as_json(taken)})
     elif quiet:
         print(report.path)
     else:
         print_summary(report)
+        if taken is not None:
+            terminal.stdout().print()
+            receipts.print_receipt(taken)
 
 
 def _calibration(text: str | None, tokens: int, recipe: str | None) -> Calibration | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitqwen.cli import options, terminal
+from bitqwen.cli import options, receipts, terminal
 from bitqwen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def _as_json(
         "bits_per_weight": total.bits_per_weight,
         "types": [{**row._asdict(), "bits_per_weight": row.bits_per_weight} for row in found.by_type()],
         "memory": None if need is None else {**need, "kv": kv},
+        "receipt": receipts.as_json(found.receipt),
         "metadata": found.metadata,
     }
     if with_tensors:
@@ -105,6 +106,9 @@ def _print(found: Inspection, need: dict[str, int] | None, kv: str, *, with_tens
     if need is not None:
         out.print()
         out.print(_memory_text(need, kv))
+    if found.receipt is not None:
+        out.print()
+        receipts.print_receipt(found.receipt)
     if with_tensors:
         out.print()
         out.print(_tensor_table(found))

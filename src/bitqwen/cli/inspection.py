@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bitqwen.engine import memory
 from bitqwen.engine.model import DEFAULT_CONTEXT
@@ -13,6 +13,9 @@ from bitqwen.errors import UnsupportedModelError, UsageError
 from bitqwen.gguf import GGUFFile, TensorType, tensor_bytes
 from bitqwen.models.qwen2 import Qwen2Config
 from bitqwen.models.registry import ARCHITECTURES, config_from_hf
+
+if TYPE_CHECKING:
+    from bitqwen.measure.receipt import Receipt
 
 # An array of this many values or more (the vocabulary, the merges) is told by its length.
 _LONG_ARRAY = 16
@@ -76,6 +79,13 @@ class Inspection:
     def total(self) -> TypeSum:
         """All tensors together."""
         return _sum("all", self.tensors)
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """What was measured when it was converted, if the file says so."""
+        from bitqwen.measure import receipt
+
+        return receipt.read(self.metadata, self.file_bytes)
 
     def by_type(self) -> list[TypeSum]:
         """The tensors summed by type, the largest first."""
