@@ -184,7 +184,7 @@ TEST_CASE("what does not fit is refused") {
   ThreadPool pool(1);
   const std::vector<float> short_importance(128, 1.0f), negative(256, -1.0f);
   CHECK_THROWS_AS(encode(TensorType::kQ4_K, Fit::kMse, matrix.data(), 4, 128, {}, out.data(), pool), Error);
-  CHECK_THROWS_AS(encode(TensorType::kQ3_K, Fit::kMse, matrix.data(), 2, 256, {}, out.data(), pool), Error);
+  CHECK_THROWS_AS(encode(TensorType::kTQ1_0, Fit::kMse, matrix.data(), 2, 256, {}, out.data(), pool), Error);
   CHECK_THROWS_AS(encode(TensorType::kTQ2_0, Fit::kMse, matrix.data(), 2, 256, {}, out.data(), pool), Error);
   CHECK_THROWS_AS(
       encode(TensorType::kQ4_K, Fit::kMse, matrix.data(), 2, 256, short_importance, out.data(), pool), Error);

@@ -22,7 +22,7 @@ from bitqwen.models.qwen2 import Qwen2Config
 from bitqwen.quant import Encoded, Recipe, Statistics, TensorPlan
 
 from .resume import KeptLayers
-from .transformer import Matrix, embed, run_layer
+from .transformer import Matrix, embed, mean_squares, run_layer
 
 Array = npt.NDArray[np.float32]
 
@@ -31,11 +31,6 @@ def second_moments(x: Matrix) -> Matrix:
     """The mean of x x' over rows: float32 [cols, cols], symmetric."""
     # The same array on both sides: BLAS then computes one triangle only.
     return np.asarray((x.T @ x) / np.float32(len(x)), np.float32)
-
-
-def mean_squares(x: Matrix) -> Array:
-    """The mean square of each column: float32 [cols]."""
-    return np.asarray(np.einsum("ij,ij->j", x, x) / np.float32(len(x)), np.float32)
 
 
 class CalibratedEncoder:

@@ -49,6 +49,11 @@ def rms_norm(x: Matrix, gain: Matrix, epsilon: float) -> Matrix:
     return np.asarray(x * scale * gain, np.float32)
 
 
+def mean_squares(x: Matrix) -> Matrix:
+    """The mean square of each column: float32 [cols]."""
+    return np.asarray(np.einsum("ij,ij->j", x, x) / np.float32(len(x)), np.float32)
+
+
 def run_layer(
     hidden: Matrix, chunk: int, layer: int, checkpoint: Checkpoint, config: Qwen2Config, weigh: Weigh
 ) -> None:
@@ -95,6 +100,30 @@ def run_layer(
         hidden[rows] += inner[rows] @ last.T
 
 
+class Rotation:
+    """RoPE for the positions of a chunk."""
+
+    def __init__(self, chunk: int, config: Qwen2Config) -> None:
+        # Chunks are short: YaRN, which is for long contexts, is left out.
+        width = config.head_dim
+        frequency = config.rope_theta ** (-np.arange(0, width, 2, dtype=np.float64) / width)
+        angle = np.arange(chunk, dtype=np.float64)[:, None] * frequency
+        self._cosine, self._sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+    def turn(self, x: Matrix) -> Matrix:
+        """Turns vectors [..., chunk, head_dim] by their positions."""
+        return self._turned(x, self._sine)
+
+    def back(self, x: Matrix) -> Matrix:
+        """Turns them back."""
+        return self._turned(x, -self._sine)
+
+    def _turned(self, x: Matrix, sine: Matrix) -> Matrix:
+        first, second = np.split(x, 2, axis=-1)
+        cosine = self._cosine
+        return np.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+
+
 def attention(query: Matrix, key: Matrix, value: Matrix, chunk: int, config: Qwen2Config) -> Matrix:
     """Causal attention inside each chunk.
 
@@ -109,21 +138,13 @@ def attention(query: Matrix, key: Matrix, value: Matrix, chunk: int, config: Qwe
         float32 [tokens, heads * head_dim].
     """
     width, group = config.head_dim, config.heads // config.kv_heads
-    # Short chunks: YaRN, which is for long contexts, is left out.
-    frequency = config.rope_theta ** (-np.arange(0, width, 2, dtype=np.float64) / width)
-    angle = np.arange(chunk, dtype=np.float64)[:, None] * frequency
-    cosine, sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-
-    def rotated(x: Matrix) -> Matrix:
-        first, second = x[..., : width // 2], x[..., width // 2 :]
-        return np.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
-
+    rotation = Rotation(chunk, config)
     future = np.triu(np.full((chunk, chunk), -np.inf, np.float32), 1)
     out = np.empty_like(query)
     for begin in range(0, len(query), chunk):
         rows = slice(begin, begin + chunk)
-        q = rotated(query[rows].reshape(chunk, config.heads, width).transpose(1, 0, 2))
-        k = rotated(key[rows].reshape(chunk, config.kv_heads, width).transpose(1, 0, 2))
+        q = rotation.turn(query[rows].reshape(chunk, config.heads, width).transpose(1, 0, 2))
+        k = rotation.turn(key[rows].reshape(chunk, config.kv_heads, width).transpose(1, 0, 2))
         v = value[rows].reshape(chunk, config.kv_heads, width).transpose(1, 0, 2)
         q *= np.float32(width**-0.5)
         for head in range(config.heads):
