@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitqwen.cli import options, receipts, terminal
+from bitqwen.cli import fitting, options, receipts, terminal
 from bitqwen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -73,6 +73,25 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            "--fit",
+            help="Choose each tensor's type so that the file has at most this size and is the best: "
+            "700MB, 1.5GB. Takes the place of --scheme.",
+            metavar="SIZE",
+            show_default=False,
+        ),
+    ] = None,
+    bits: Annotated[
+        float | None,
+        typer.Option(
+            "--bits",
+            help="The same for this many bits per weight, over all tensors.",
+            metavar="B",
+            show_default=False,
+        ),
+    ] = None,
     receipt: Annotated[
         bool,
         typer.Option(
@@ -108,6 +127,13 @@ def convert(
             f"{missing} is missing.", hint="For example: bitqwen convert ./checkpoint -o qwen.gguf"
         )
     terminal.hub_progress(shown=not (quiet or json))
+    chain = _calibration(calibration, calibration_tokens, recipe)
+    plans = None
+    if fit is not None or bits is not None:
+        if embedding is not None or head is not None or (fit is not None and bits is not None):
+            raise UsageError("--fit and --bits choose every type themselves, and one of them is enough.")
+        hub = {"revision": revision, "token": token, "offline": offline}
+        plans = fitting.plans(source, fit, bits, chain, quiet=quiet or json, threads=threads, **hub)
     report = convert_with_progress(
         source,
         output,
@@ -115,7 +141,8 @@ def convert(
         quiet=quiet or json,
         embedding=embedding,
         head=head,
-        calibration=_calibration(calibration, calibration_tokens, recipe),
+        calibration=chain,
+        plans=plans,
         force=force,
         threads=threads,
         revision=revision,

@@ -92,15 +92,14 @@ def convert(
         encoder = calibration.start(checkpoint, config, matrices, output=target, threads=threads or 0)
     calibrated = CalibratedMatrices(encoder)
     total = sum(4 * job.weights for job in jobs)
-    report = ConversionReport(path=target, scheme=scheme, warnings=warnings)
+    name = chosen.name if plans is None else "mixed"
+    report = ConversionReport(path=target, scheme=name, warnings=warnings)
 
     with GGUFWriter(target) as writer:
         if progress:
             progress(Progress("source checksum", 0, total))
         writer.add_metadata(
-            file_metadata(
-                checkpoint, config, scheme=chosen.name, file_type=file_type(jobs), settings=settings
-            )
+            file_metadata(checkpoint, config, scheme=name, file_type=file_type(jobs), settings=settings)
         )
         for job in jobs:
             writer.add_tensor(job.spec.gguf_name, job.spec.shape, job.plan.tensor_type)

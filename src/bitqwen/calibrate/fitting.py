@@ -1,0 +1,194 @@
+"""From a budget of bytes to a plan: sensitivities, the loss of each type on each matrix, and the best mix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from bitqwen.checkpoints import Checkpoint
+from bitqwen.convert.plan import Job, plan_tensors
+from bitqwen.errors import UsageError
+from bitqwen.gguf import GGUFWriter, TensorType, keys, tensor_bytes, type_info
+from bitqwen.models.qwen2 import Qwen2Config
+from bitqwen.quant import Statistics, TensorPlan, quantize, schemes
+from bitqwen.quant.budget import Allocation, Option, allocate
+
+from .calibration import Calibration
+from .encoder import decoded
+from .sensitivity import Sensitivity, noise_weights, sensitivities
+from .transformer import Matrix
+
+# What a matrix may be stored as, of those whose block divides its rows.
+_TYPES = (
+    TensorPlan(TensorType.Q2_K, "mse"),
+    TensorPlan(TensorType.Q3_K, "mse"),
+    TensorPlan(TensorType.Q4_K, "mse"),
+    TensorPlan(TensorType.Q5_K, "mse"),
+    TensorPlan(TensorType.Q6_K, "mse"),
+    TensorPlan(TensorType.Q2_0, "mse"),
+    TensorPlan(TensorType.Q4_0, "mse"),
+    TensorPlan(TensorType.Q8_0, "plain"),
+)
+_SAMPLE_ROWS = 96  # of each matrix, to see what a type loses on it
+_TOKENS = 2048
+# The header: tokenizer, metadata and names. Qwen2.5's is 6 MB.
+_SPARE = 64 << 10
+_NEIGHBOURS = (0.85, 1.15)
+
+# Error feedback and descent leave about so much of what a fit loses; the embedding has them not.
+_SWEPT = 0.5
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A plan for a budget.
+
+    Attributes:
+        plans: how to store each tensor, by its Hugging Face name.
+        nbytes: of the whole file, about; never more than the budget.
+        loss: the expected KL divergence from the source, in nats; a guide, which a receipt replaces.
+        sensitivity: KL divergence for each share of a matrix's outputs that is lost, by its name.
+        neighbours: budgets around it, and the loss to expect there; None where nothing fits.
+    """
+
+    plans: dict[str, TensorPlan]
+    nbytes: int
+    loss: float
+    sensitivity: dict[str, float]
+    neighbours: dict[int, float | None]
+
+
+def fit_to_size(
+    checkpoint: Checkpoint,
+    config: Qwen2Config,
+    budget: int,
+    *,
+    calibration: Calibration | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    threads: int = 0,
+) -> Fitting:
+    """Finds the types with which a model is best at a size.
+
+    Args:
+        checkpoint: the source.
+        config: its configuration.
+        budget: bytes of the whole file.
+        calibration: the text to measure on, if not the default one.
+        progress: called with what is done, and how much of it.
+        threads: 0 for one per core.
+
+    Raises:
+        UsageError: nothing fits; says what the least is.
+    """
+    jobs = plan_tensors(checkpoint, config, schemes.get("w4"))
+    matrices = {job.spec.hf_name: job for job in jobs if job.spec.role in ("matrix", "embedding", "head")}
+    fixed = sum(
+        tensor_bytes(job.plan.tensor_type, job.spec.shape) for job in jobs if job.spec.hf_name not in matrices
+    )
+    header_bytes = _header_bytes(checkpoint, config, jobs)
+    ids = (calibration or Calibration()).ids(checkpoint)
+    ids = ids[: max(1, _TOKENS // ids.shape[1])]
+    found = sensitivities(
+        checkpoint,
+        config,
+        ids,
+        progress=(lambda done, total: progress("sensitivity", done, total)) if progress else None,
+    )
+    tied = not any(job.spec.role == "head" for job in jobs)
+    options: dict[str, list[Option]] = {}
+    for place, (name, job) in enumerate(matrices.items()):
+        if progress:
+            progress("types", place, len(matrices))
+        share = 1.0 if job.spec.role != "matrix" or calibration is None else _SWEPT
+        options[name] = _options(
+            checkpoint,
+            job.source,
+            job.spec.shape,
+            found[name],
+            share,
+            job.spec.role == "embedding" and not tied,
+            threads,
+        )
+    room = budget - header_bytes - fixed - _SPARE
+    chosen = _allocate(options, room, budget)
+    neighbours: dict[int, float | None] = {}
+    for factor in _NEIGHBOURS:
+        other = int(budget * factor)
+        try:
+            neighbours[other] = allocate(options, room + other - budget).loss
+        except UsageError:
+            neighbours[other] = None
+    return Fitting(
+        plans=chosen.plans,
+        nbytes=chosen.nbytes + header_bytes + fixed,
+        loss=chosen.loss,
+        sensitivity={name: each.nats for name, each in found.items()},
+        neighbours=neighbours,
+    )
+
+
+def weights_to_bytes(checkpoint: Checkpoint, config: Qwen2Config, bits: float) -> int:
+    """The size of a file whose tensors take so many bits per weight."""
+    jobs = plan_tensors(checkpoint, config, schemes.get("w4"))
+    weights = sum(job.weights for job in jobs)
+    return int(weights * bits / 8) + _header_bytes(checkpoint, config, jobs) + _SPARE
+
+
+def _header_bytes(checkpoint: Checkpoint, config: Qwen2Config, jobs: list[Job]) -> int:
+    writer = GGUFWriter("unwritten")
+    writer.add_metadata(config.to_gguf_metadata())
+    writer.add_metadata(checkpoint.tokenizer().padded(config.vocab_size).to_gguf_metadata())
+    writer.add_metadata({keys.CHAT_TEMPLATE: checkpoint.chat_template or ""})
+    return writer.nbytes + sum(len(job.spec.gguf_name) + 64 for job in jobs)
+
+
+def _allocate(options: dict[str, list[Option]], room: int, budget: int) -> Allocation:
+    try:
+        return allocate(options, room)
+    except UsageError as error:
+        least = sum(min(option.nbytes for option in each) for each in options.values())
+        raise UsageError(
+            f"this model does not fit into {budget:,} bytes: {least + budget - room:,} are the least",
+            hint=error.hint,
+        ) from error
+
+
+def _options(
+    checkpoint: Checkpoint,
+    source: str,
+    shape: tuple[int, ...],
+    sensitivity: Sensitivity,
+    share: float,
+    looked_up: bool,
+    threads: int,
+) -> list[Option]:
+    sample = _sample(checkpoint, source, shape)
+    weight = noise_weights(sensitivity.importance)
+    # Rows that are looked up come one at a time; those of a matrix are outputs, all at once.
+    outputs = 1 if looked_up else shape[0]
+    options = []
+    for plan in _TYPES:
+        if shape[1] % type_info(plan.tensor_type).block_size:
+            continue
+        encoded = quantize(
+            sample, plan.tensor_type, method=plan.method, statistics=Statistics(weight), threads=threads
+        )
+        lost = sample - decoded(encoded, plan.tensor_type, sample.shape)
+        rest = float((np.square(lost) * weight).sum(dtype=np.float64)) / len(sample) * outputs
+        rest /= sensitivity.energy or 1.0
+        if plan.method != "plain":
+            rest *= share
+        options.append(Option(plan, tensor_bytes(plan.tensor_type, shape), sensitivity.nats * rest))
+    return options
+
+
+def _sample(checkpoint: Checkpoint, source: str, shape: tuple[int, ...]) -> Matrix:
+    """Rows from all of a matrix, in a few runs."""
+    runs = 8
+    length = max(1, _SAMPLE_ROWS // runs)
+    if shape[0] <= _SAMPLE_ROWS:
+        return checkpoint.read(source)
+    begins = np.linspace(0, shape[0] - length, runs).astype(int)
+    return np.concatenate([checkpoint.read(source, int(b), int(b) + length) for b in begins])

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+
+from bitqwen.calibrate import Calibration, fit_to_size, weights_to_bytes
+from bitqwen.checkpoints import open_checkpoint
+from bitqwen.cli.fitting import parse_size
+from bitqwen.convert import convert
+from bitqwen.engine import Model
+from bitqwen.errors import UsageError
+from bitqwen.generation.tokenizer import Tokenizer
+from bitqwen.gguf import GGUFFile
+from bitqwen.measure import evaluate, passage
+from bitqwen.measure.texts import packaged_text
+from bitqwen.models.registry import config_from_hf
+
+TEXT = Calibration(text="def add(first, second):\n    return first + second\n\n" * 400, tokens=512, chunk=64)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fitting")
+    source = tiny_checkpoint(layers=2, hidden=256, intermediate=512)
+    convert(source.folder, folder / "f16.gguf", "f16")
+    checkpoint = open_checkpoint(source.folder)
+    return folder, source, checkpoint, config_from_hf(checkpoint.config, source="test")
+
+
+@pytest.mark.parametrize("bits", [3.3, 4.4, 5.8])
+def test_a_file_is_as_large_as_was_asked_for(model, tmp_path, bits):
+    _, source, checkpoint, config = model
+    budget = weights_to_bytes(checkpoint, config, bits)
+    found = fit_to_size(checkpoint, config, budget, calibration=TEXT)
+    report = convert(source.folder, tmp_path / "out.gguf", plans=found.plans)
+    assert report.nbytes <= budget
+    assert report.bits_per_weight() == pytest.approx(bits, rel=0.08)
+    assert report.bits_per_weight() <= bits
+    assert GGUFFile(tmp_path / "out.gguf").metadata["bitqwen.scheme"] == "mixed"
+    smaller, larger = found.neighbours.values()
+    assert larger < found.loss
+    assert smaller is None or smaller > found.loss
+
+
+def test_the_loss_to_expect_is_about_what_is_measured(model, tmp_path):
+    folder, source, checkpoint, config = model
+    found = fit_to_size(checkpoint, config, weights_to_bytes(checkpoint, config, 4.6))
+    convert(source.folder, tmp_path / "out.gguf", plans=found.plans)
+    files = [tmp_path / "out.gguf", folder / "f16.gguf"]
+    tokenizer = Tokenizer.from_gguf(GGUFFile(files[0]).metadata)
+    text = passage("prose", packaged_text("prose"), tokenizer, context=256, chunks=2)
+    ours, theirs = (Model.open(path, threads=1) for path in files)
+    (result,) = evaluate(ours, [text], theirs)
+    assert found.loss / 4 < result.divergence.kl.value < found.loss * 4
+
+
+def test_budgets_that_no_type_meets(model):
+    _, _, checkpoint, config = model
+    with pytest.raises(UsageError, match="does not fit into 1,000 bytes"):
+        fit_to_size(checkpoint, config, 1000, calibration=TEXT)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("700MB", 700_000_000), ("1.5 GB", 1_500_000_000), ("2GiB", 2 << 30), ("900b", 900)]
+)
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["700", "MB", "-3MB", "7XB", "1e9B", ""])
+def test_sizes_that_are_none(text):
+    with pytest.raises(UsageError, match="is not a size"):
+        parse_size(text)
