@@ -18,6 +18,7 @@ from bitqwen.models.qwen2 import Qwen2Config
 from bitqwen.quant import DEFAULT_RECIPE, Recipe, TensorPlan
 
 from .encoder import CalibratedEncoder
+from .imatrix import ImportanceEncoder, load
 from .texts import default_text
 
 # Tokens that see each other; as many as a chunk has when models are measured.
@@ -41,6 +42,9 @@ class Calibration:
         chunk: tokens that see each other.
         resume: whether finished layers are kept beside the output until it is complete, so that an
             interrupted conversion goes on where it was.
+        importance: an importance matrix (imatrix) in GGUF, of llama.cpp or of bitqwen, that takes the place
+            of text and recipe: matrices are fitted with it.
+        save_importance: where to write the importance matrix of the text.
     """
 
     text: str | None = None
@@ -48,10 +52,14 @@ class Calibration:
     recipe: str = DEFAULT_RECIPE
     chunk: int = CHUNK
     resume: bool = False
+    importance: Path | None = None
+    save_importance: Path | None = None
 
     @property
     def settings(self) -> dict[str, str]:
         """What the file's metadata says of it."""
+        if self.importance is not None:
+            return {"calibration": "imatrix", "recipe": "fit"}
         source = "default" if self.text is None else hashlib.sha256(self.text.encode()).hexdigest()
         return {"calibration": source, "calibration_tokens": str(self.tokens), "recipe": self.recipe}
 
@@ -93,12 +101,16 @@ class Calibration:
         *,
         output: Path,
         threads: int,
-    ) -> CalibratedEncoder:
+    ) -> CalibratedEncoder | ImportanceEncoder:
         """Begins a conversion; see :class:`bitqwen.convert.calibration.Calibration`.
 
         Raises:
             UsageError: the text or the recipe will not do.
+            ModelFileError: the importance matrix will not.
         """
+        if self.importance is not None:
+            found = load(self.importance)
+            return ImportanceEncoder(checkpoint, config, plans, found, threads=threads)
         return CalibratedEncoder(
             checkpoint,
             config,
@@ -106,5 +118,6 @@ class Calibration:
             self.ids(checkpoint),
             Recipe.parse(self.recipe),
             resume=output.with_name(f".{output.name}.layers") if self.resume else None,
+            save_importance=self.save_importance,
             threads=threads,
         )

@@ -21,6 +21,7 @@ from bitqwen.gguf import TensorType
 from bitqwen.models.qwen2 import Qwen2Config
 from bitqwen.quant import Encoded, Recipe, Statistics, TensorPlan
 
+from . import imatrix
 from .resume import KeptLayers
 from .transformer import Matrix, embed, mean_squares, run_layer
 
@@ -52,6 +53,7 @@ class CalibratedEncoder:
         recipe: Recipe,
         *,
         resume: Path | None = None,
+        save_importance: Path | None = None,
         threads: int = 0,
     ) -> None:
         """Prepares a run.
@@ -63,6 +65,7 @@ class CalibratedEncoder:
             ids: the calibration text, int64 [chunks, tokens]; tokens of a chunk see each other.
             recipe: how matrices are quantised.
             resume: a folder to keep finished layers in, or None.
+            save_importance: an importance matrix to write at the end, or None.
             threads: 0 for one per core.
         """
         self._checkpoint = checkpoint
@@ -71,6 +74,7 @@ class CalibratedEncoder:
         self._ids = ids
         self._recipe = recipe
         self._threads = threads
+        self._save_importance = save_importance
         self._hidden: Matrix | None = None
         self._kept = None if resume is None else KeptLayers(resume, self._key())
         self.importance: dict[str, Array] = {}
@@ -98,7 +102,15 @@ class CalibratedEncoder:
         return self._run(layer)
 
     def finish(self) -> None:
-        """The output is complete: what was kept for resuming may go."""
+        """The output is complete: importances are saved, and what was kept for resuming may go."""
+        if self._save_importance is not None:
+            names = {spec.hf_name: spec.gguf_name for spec in self._config.tensors()}
+            imatrix.save(
+                self._save_importance,
+                {names[name]: values for name, values in self.importance.items()},
+                tokens=self._ids.size,
+                chunk=self._ids.shape[1],
+            )
         if self._kept is not None:
             self._kept.remove()
 

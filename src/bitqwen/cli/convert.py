@@ -54,7 +54,8 @@ def convert(
         typer.Option(
             "--calibration",
             help="Choose codes by what the layers see on this text, a file; 'default' takes a mix of "
-            "prose, code and conversation. Takes minutes instead of seconds; below 5 bits it pays.",
+            "prose, code and conversation; an imatrix in .gguf says itself what they see. Takes minutes "
+            "instead of seconds; below 5 bits it pays.",
             metavar="FILE|default",
             show_default=False,
         ),
@@ -63,6 +64,15 @@ def convert(
         int,
         typer.Option("--calibration-tokens", help="Tokens of the text to use.", metavar="N"),
     ] = 16384,
+    save_importance: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-importance",
+            help="Also write what the layers see on the text, as an imatrix that llama-quantize reads.",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -127,7 +137,7 @@ def convert(
             f"{missing} is missing.", hint="For example: bitqwen convert ./checkpoint -o qwen.gguf"
         )
     terminal.hub_progress(shown=not (quiet or json))
-    chain = _calibration(calibration, calibration_tokens, recipe)
+    chain = _calibration(calibration, calibration_tokens, recipe, save_importance)
     plans = None
     if fit is not None or bits is not None:
         if embedding is not None or head is not None or (fit is not None and bits is not None):
@@ -164,16 +174,25 @@ def convert(
             receipts.print_receipt(taken)
 
 
-def _calibration(text: str | None, tokens: int, recipe: str | None) -> Calibration | None:
-    if text is None and recipe is None:
+def _calibration(
+    text: str | None, tokens: int, recipe: str | None, save_importance: Path | None
+) -> Calibration | None:
+    if text is None and recipe is None and save_importance is None:
         return None
     from bitqwen.calibrate import Calibration
     from bitqwen.measure.texts import read_text
     from bitqwen.quant import DEFAULT_RECIPE, Recipe
 
+    if text is not None and text.endswith(".gguf"):
+        if recipe not in (None, "fit") or save_importance is not None:
+            raise UsageError(
+                "An imatrix knows how much inputs matter, not how they go together: its recipe is fit.",
+                hint="Calibrate on a text for more.",
+            )
+        return Calibration(importance=Path(text).expanduser())
     chain = Recipe.parse(recipe or DEFAULT_RECIPE).text
     own = None if text in (None, "default") else read_text(Path(text).expanduser())
-    return Calibration(text=own, tokens=tokens, recipe=chain, resume=True)
+    return Calibration(text=own, tokens=tokens, recipe=chain, resume=True, save_importance=save_importance)
 
 
 def convert_with_progress(

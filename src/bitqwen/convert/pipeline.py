@@ -177,6 +177,8 @@ def _write_encoded(
 ) -> TensorReport:
     started = time.perf_counter()
     spec, plan, source = job
+    if not (math.isfinite(encoded.energy) and math.isfinite(encoded.error)):
+        _encode(checkpoint.read(source), job, 0, 1)  # says what is wrong with it
     writer.write_parts(spec.gguf_name, iter([encoded.data]))
     return TensorReport(
         name=spec.gguf_name,
