@@ -1,9 +1,9 @@
 """One tensor type, four ways to choose its codes: what each does to a model's predictions.
 
 The matrices of the model's first layers are quantised to the type, and all others to Q8_0, so that a
-measurement takes minutes. The ways: bitqwen without calibration ("plain"), with importance from a text ("fit"),
-llama.cpp's own quantiser with the same importance ("llama.cpp"), and the recipe of a calibrated conversion
-("swept"). Divergence is from the source, on texts that calibration never saw.
+measurement takes minutes. The ways: bitqwen without calibration ("plain"), with importance from a text
+("fit"), llama.cpp's own quantiser with the same importance ("llama.cpp"), and the recipe of a calibrated
+conversion ("swept"). Divergence is from the source, on texts that calibration never saw.
 
     python benchmarks/quantisers_vs_llama_cpp.py [SOURCE.gguf] [--type q2_k] [--layers 7] [--tokens 8192]
         [--text NAME=PATH ...] [--save results.json]
@@ -165,11 +165,9 @@ def main() -> None:
                     "perplexity_ratio": found.perplexity_ratio,
                 }
                 results.append(row)
-                print(
-                    f"{way:10} {result.name:8} KL {found.kl.value:.4f} ({found.kl.low:.4f} to {found.kl.high:.4f})"
-                    f"  same top token {found.same_top.value:.1%}",
-                    flush=True,
-                )
+                interval = f"({found.kl.low:.4f} to {found.kl.high:.4f})"
+                print(f"{way:10} {result.name:8} KL {found.kl.value:.4f} {interval}", end="  ")
+                print(f"same top token {found.same_top.value:.1%}", flush=True)
     if options.save:
         machine.save(options.save, "quantisers_vs_llama_cpp", results)
 
