@@ -13,6 +13,7 @@ from bitqwen.cli.bench import bench
 from bitqwen.cli.chat import chat
 from bitqwen.cli.convert import convert
 from bitqwen.cli.demo import demo
+from bitqwen.cli.doctor import doctor
 from bitqwen.cli.eval import eval as eval_verb
 from bitqwen.cli.inspect import inspect
 from bitqwen.cli.options import Debug, debug_enabled, epilog
@@ -101,6 +102,7 @@ app.command(
 app.command(epilog=epilog("bitqwen demo", "bitqwen demo --model qwen.gguf --prompt 'Reverse a list in C.'"))(
     demo
 )
+app.command(epilog=epilog("bitqwen doctor", "bitqwen doctor --self-test --json"))(doctor)
 app.add_typer(kernels.app)
 
 
