@@ -30,6 +30,7 @@ from bitqwen.server import (
     openai_chat,
     openai_completions,
     openai_embeddings,
+    page,
     responses,
     tokens,
 )
@@ -53,6 +54,7 @@ API_MODULES: tuple[ApiModule, ...] = (
     openai_chat,
     openai_completions,
     openai_embeddings,
+    page,
     responses,
     tokens,
 )
