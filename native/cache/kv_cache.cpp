@@ -16,8 +16,10 @@ int64_t KvShape::scales_bytes() const {
   return type == KvType::kF16 ? 0 : int64_t{kPagePositions} * kv_scales(head_dim) * 4;
 }
 
+int64_t KvShape::centre_bytes() const { return type == KvType::kF16 ? 0 : int64_t{head_dim} * 4; }
+
 int64_t KvShape::page_bytes() const {
-  return int64_t{layers} * kv_heads * 2 * (values_bytes() + scales_bytes());
+  return int64_t{layers} * kv_heads * (2 * (values_bytes() + scales_bytes()) + centre_bytes());
 }
 
 KvCache::KvCache(const KvShape& shape, int64_t positions)
@@ -125,11 +127,12 @@ void KvCache::commit(int sequence, int64_t count) {
 
 KvPage KvCache::page(int sequence, int64_t index, int layer, int kv_head) const {
   const int64_t values = shape_.values_bytes(), scales = shape_.scales_bytes();
-  uint8_t* base = buffer_.data() +
-                  sequences_[sequence].pages[static_cast<size_t>(index)] * shape_.page_bytes() +
-                  (int64_t{layer} * shape_.kv_heads + kv_head) * 2 * (values + scales);
+  uint8_t* base =
+      buffer_.data() + sequences_[sequence].pages[static_cast<size_t>(index)] * shape_.page_bytes() +
+      (int64_t{layer} * shape_.kv_heads + kv_head) * (2 * (values + scales) + shape_.centre_bytes());
   return {base, base + values, reinterpret_cast<float*>(base + 2 * values),
-          reinterpret_cast<float*>(base + 2 * values + scales)};
+          reinterpret_cast<float*>(base + 2 * values + scales),
+          reinterpret_cast<float*>(base + 2 * (values + scales))};
 }
 
 void KvCache::pages(int sequence, int64_t positions, int layer, int kv_head, KvPage* out) const {

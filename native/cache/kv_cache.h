@@ -21,6 +21,7 @@ struct KvShape {
 
   int64_t values_bytes() const;  // keys, or values, of one page, layer and head
   int64_t scales_bytes() const;  // scales that go with them; 0 for f16
+  int64_t centre_bytes() const;  // what all keys of the page have in common; 0 for f16
   int64_t page_bytes() const;    // of all layers and heads, keys and values
 };
 
@@ -65,7 +66,7 @@ class KvCache {
   void drop(int32_t page);
 
   KvShape shape_;
-  PackedBuffer buffer_;              // [pages][layers][kv_heads] keys, values, key scales, value scales
+  PackedBuffer buffer_;  // [pages][layers][kv_heads] keys, values, key scales, value scales, centre
   std::vector<int32_t> references_;  // [pages]
   std::vector<int32_t> free_;        // pages that no sequence holds, the next one last
   std::vector<Sequence> sequences_;

@@ -199,7 +199,7 @@ void Model::attention(std::span<const Row> rows, int l) {
   const float query_scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim));
   const std::vector<float>& bias = layers_[l].qkv_bias;
 
-  pool_.parallel_for(n, 4, [&](int64_t begin, int64_t end, int) {
+  pool_.parallel_for(n, 4, [&](int64_t begin, int64_t end, int thread) {
     for (int64_t row = begin; row < end; ++row) {
       float* query = s.qkv.data() + row * s.qkv_stride;
       float* key = query + c.query_rows();
@@ -208,10 +208,19 @@ void Model::attention(std::span<const Row> rows, int l) {
       ops.add(query, bias.data(), s.qkv_stride);
       ops.rope(query, c.heads, c.head_dim, rope_.cosine(position), rope_.sine(position), query_scale);
       ops.rope(key, c.kv_heads, c.head_dim, rope_.cosine(position), rope_.sine(position), 1.0f);
+      // Qwen2.5's key biases are many times what varies between keys, and would take up most of eight
+      // bits. An int8 page keeps keys less the bias as rotated at the page's middle: attention adds the
+      // product with it back, once for each page.
+      float* centre = s.threads[thread].row.data();
+      if (options_.kv_type == KvType::kInt8) {
+        const int64_t middle = position / kPagePositions * kPagePositions + kPagePositions / 2;
+        std::copy_n(bias.data() + c.query_rows(), c.kv_rows(), centre);
+        ops.rope(centre, c.kv_heads, c.head_dim, rope_.cosine(middle), rope_.sine(middle), 1.0f);
+      }
       for (int h = 0; h < c.kv_heads; ++h) {
         const KvPage page = cache_->page(rows[row].sequence, position / kPagePositions, l, h);
         ops.store_kv(page, options_.kv_type, static_cast<int>(position % kPagePositions),
-                     key + h * c.head_dim, value + h * c.head_dim, c.head_dim);
+                     key + h * c.head_dim, value + h * c.head_dim, centre + h * c.head_dim, c.head_dim);
       }
     }
   });

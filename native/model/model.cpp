@@ -148,7 +148,9 @@ Model::Model(const gguf::File& file, const ModelOptions& options)
   check_memory(file, config_, options_, pool_.size());
   load(file);
   file.check_unchanged();
-  rope_ = RopeTable(config_, options_.context, pool_);
+  // To the end of the last page: int8 pages also ask for the angles of their middle.
+  rope_ =
+      RopeTable(config_, (options_.context + kPagePositions - 1) / kPagePositions * kPagePositions, pool_);
   cache_ = std::make_unique<KvCache>(kv_shape(config_, options_.kv_type), cache_positions(options_));
   scratch_ = std::make_unique<Scratch>(config_, options_, pool_.size());
 }

@@ -16,14 +16,15 @@ enum class KvType { kF16, kInt8 };
 
 /// Keys and values of one page, layer and key/value head.
 /// f16:  keys [head_dim][kPagePositions], values [kPagePositions][head_dim]
-/// int8: the same as int8, then key scales [head_dim / 64 or 1][kPagePositions] float32 and value
-///       scales [kPagePositions][head_dim / 64 or 1] float32.
+/// int8: the same as int8, keys less the page's centre; then key scales [head_dim / 64 or 1]
+///       [kPagePositions], value scales [kPagePositions][head_dim / 64 or 1] and the centre, float32.
 /// Keys lie transposed so that a vector holds many positions: no horizontal additions.
 struct KvPage {
   uint8_t* keys;
   uint8_t* values;
   float* key_scales;    // int8 only
   float* value_scales;  // int8 only
+  float* key_centre;    // [head_dim], int8 only
 };
 
 /// Softmax in progress over some positions, for the query heads of one key/value head.
@@ -42,9 +43,10 @@ struct OpsTable {
   void (*swiglu)(float* gate, const float* up, int64_t n);
   /// Rotates the halves of each head (NeoX form), times `scale`. cosines, sines: [head_dim / 2]
   void (*rope)(float* x, int heads, int head_dim, const float* cosines, const float* sines, float scale);
-  /// Writes one position's key and value (each [head_dim]) into a page.
+  /// Writes one position's key and value (each [head_dim]) into a page. An int8 page keeps the key less
+  /// `centre` [head_dim], which is the same for all positions of a page and stored with its first.
   void (*store_kv)(const KvPage& page, KvType type, int position, const float* key, const float* value,
-                   int head_dim);
+                   const float* centre, int head_dim);
   /// Attention of `heads` scaled queries over the first `positions` positions of `pages`. queries:
   /// [heads][head_dim]; scratch: [heads * kPagePositions].
   void (*attend)(const KvPage* pages, KvType type, int64_t positions, const float* queries, int heads,

@@ -63,18 +63,19 @@ void rope(float* x, int heads, int head_dim, const float* cosines, const float* 
   }
 }
 
-// One scale for `n` values: the largest becomes 127.
-float quantize_block(const float* x, int n, int8_t* out, int stride) {
+// One scale for the `n` values x - centre (x alone without one): the largest becomes 127.
+float quantize_block(const float* x, const float* centre, int n, int8_t* out, int stride) {
+  const auto value = [&](int i) { return centre != nullptr ? x[i] - centre[i] : x[i]; };
   float largest = 0.0f;
-  for (int i = 0; i < n; ++i) largest = std::fmax(largest, std::fabs(x[i]));
+  for (int i = 0; i < n; ++i) largest = std::fmax(largest, std::fabs(value(i)));
   const float scale = largest / 127.0f;
   const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-  for (int i = 0; i < n; ++i) out[i * stride] = static_cast<int8_t>(std::lrint(x[i] * inverse));
+  for (int i = 0; i < n; ++i) out[i * stride] = static_cast<int8_t>(std::lrint(value(i) * inverse));
   return scale;
 }
 
 void store_kv(const KvPage& page, KvType type, int position, const float* key, const float* value,
-              int head_dim) {
+              const float* centre, int head_dim) {
   if (type == KvType::kF16) {
     auto* keys = reinterpret_cast<uint16_t*>(page.keys) + position;
     auto* values = reinterpret_cast<uint16_t*>(page.values) + position * head_dim;
@@ -82,13 +83,15 @@ void store_kv(const KvPage& page, KvType type, int position, const float* key, c
     for (int i = 0; i < head_dim; ++i) values[i] = float_to_half(value[i]);
     return;
   }
+  if (position == 0) std::memcpy(page.key_centre, centre, static_cast<size_t>(head_dim) * sizeof(float));
   const int blocks = kv_scales(head_dim), size = head_dim / blocks;
   auto* keys = reinterpret_cast<int8_t*>(page.keys) + position;
   auto* values = reinterpret_cast<int8_t*>(page.values) + position * head_dim;
   for (int b = 0; b < blocks; ++b) {
-    page.key_scales[b * kPagePositions + position] =
-        quantize_block(key + b * size, size, keys + b * size * kPagePositions, kPagePositions);
-    page.value_scales[position * blocks + b] = quantize_block(value + b * size, size, values + b * size, 1);
+    page.key_scales[b * kPagePositions + position] = quantize_block(
+        key + b * size, centre + b * size, size, keys + b * size * kPagePositions, kPagePositions);
+    page.value_scales[position * blocks + b] =
+        quantize_block(value + b * size, nullptr, size, values + b * size, 1);
   }
 }
 
@@ -105,6 +108,16 @@ void page_scores(const KvPage& page, const float* queries, int head_dim, float* 
   constexpr int kVectors = kHeads > 4 ? 2 : 4;
   const int blocks = kType == KvType::kInt8 ? kv_scales(head_dim) : 1;
   const int size = head_dim / blocks;
+  float centre_scores[kHeads] = {};
+  if constexpr (kType == KvType::kInt8) {
+    for (int h = 0; h < kHeads; ++h) {
+      Floats products = {};
+      for (int d = 0; d < head_dim; d += kLanes) {  // head_dim is a multiple of 16
+        products += load(queries + h * head_dim + d) * load(page.key_centre + d);
+      }
+      centre_scores[h] = sum(products);
+    }
+  }
   for (int p = 0; p < kPagePositions; p += kVectors * kLanes) {
     for (int b = 0; b < blocks; ++b) {
       Floats sums[kHeads][kVectors] = {};
@@ -125,7 +138,7 @@ void page_scores(const KvPage& page, const float* queries, int head_dim, float* 
           Floats s = sums[h][v];
           if constexpr (kType == KvType::kInt8) {
             s *= load(page.key_scales + b * kPagePositions + p + v * kLanes);
-            if (b > 0) s += load(out);
+            s += b > 0 ? load(out) : splat(centre_scores[h]);
           }
           store(out, s);
         }

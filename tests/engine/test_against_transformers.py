@@ -70,3 +70,14 @@ def test_hidden_states_equal_those_of_transformers(tiny_checkpoint, tmp_path):
         hidden = np.concatenate([session.hidden(ids[:50]), session.hidden(ids[50:])])
         assert session.tokens == ids
     assert np.abs(hidden - expected).max() < 1e-2 * expected.std()
+
+
+def test_8000_positions_equal_transformers(tiny_checkpoint, tmp_path):
+    source = tiny_checkpoint(context=8192, dtype="F16", layers=1, heads=4, kv_heads=2, rope_theta=1e6)
+    ids = np.random.default_rng(6).integers(0, 500, 8001).tolist()
+    model = Model.open(convert(source.folder, tmp_path / "f16.gguf", "f16").path, context=8192)
+    with model.session() as session:
+        session.feed(ids[:-1], logits="none")
+        last = session.feed(ids[-1:])
+    expected = reference(source.folder, ids)
+    assert np.abs(last - expected[-1]).max() < 1e-2 * expected.std()
