@@ -20,6 +20,7 @@ they are fetched if need be. Without a network such tests are skipped.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,11 @@ from bitqwen.checkpoints import packages
 from bitqwen.checkpoints.checkpoint import file_sha256
 from bitqwen.errors import DownloadError
 from helpers.tiny_checkpoint import TinyCheckpoint, TinyModel, build
+
+# A run in the background inherits that Ctrl-C is ignored, and would hand it on to the programs that
+# tests start and interrupt; a handler of Python's own is not inherited.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MakeTinyCheckpoint = Callable[..., TinyCheckpoint]
 
