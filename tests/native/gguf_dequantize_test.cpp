@@ -1,6 +1,5 @@
 // Blocks written out by hand, and the same bits on every CPU. That the bits are the right ones for any
 // block is tested from Python, against two other implementations.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <array>
 #include <bit>
 #include <cmath>

@@ -1,6 +1,5 @@
 // Damaged files, tens of thousands of them, the same ones each time: opening one and reading all of it
 // either works or throws bitqwen::Error, and takes no more memory than the file's size explains.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <fcntl.h>
 #include <unistd.h>
 

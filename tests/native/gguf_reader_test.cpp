@@ -1,6 +1,5 @@
 // The reader's C++ face. What it says of damaged files is tested from Python, that it survives them in
 // gguf_fuzz_test.cpp.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <sys/stat.h>
 #include <unistd.h>
 

@@ -1,5 +1,4 @@
 // Half precision against its definition, over all its values.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "half.h"
 
 #include <cmath>

@@ -1,5 +1,4 @@
 // The encoders: the same bytes from every instruction set and thread count, optima, hostile values.
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 
 #include <algorithm>
