@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bitqwen.gguf import GGUFFile
+from helpers.fake_hub import FakeRepository, fake_hub
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,6 +109,52 @@ def test_generate_kernels_for_any_config(tiny_folder, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert len(list(tmp_path.iterdir())) == 6
+
+
+@pytest.mark.parametrize("quant_type", ["tl1", "tl2", "w4"])
+def test_convert_helper_as_written(tiny_folder, tmp_path, quant_type):
+    result = script(
+        "utils/convert-helper-qwen25.py", tiny_folder, "--quant-type", quant_type, "--output", tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    assert GGUFFile(tmp_path / f"ggml-model-{quant_type}-qwen25.gguf").tensors
+    assert "try: " in result.stdout
+
+
+def test_setup_as_written_from_a_hub(tiny_folder, tmp_path):
+    """The plan's own command, with a hub on this machine that has a small model under that name."""
+    command = f"{ROOT}/utils/setup-qwen25.py --model Qwen/Qwen2.5-7B-Instruct --quant-type tl1"
+    with fake_hub() as hub:
+        hub.repositories["Qwen/Qwen2.5-7B-Instruct"] = FakeRepository(tiny_folder)
+        result = subprocess.run(
+            [sys.executable, *command.split()],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=hub.environment(tmp_path / "hub") | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")},
+            timeout=300,
+        )
+    assert result.returncode == 0, result.stderr
+    made = tmp_path / "models/qwen2.5-7b/ggml-model-tl1-qwen25.gguf"
+    chat = script("run_inference.py", "-m", made, "-p", "Hello!", "-cnv", "-n", "4", stdin="Hi\n")
+    assert chat.returncode == 0, chat.stderr
+
+
+def test_the_conversion_checks_pass_and_fail():
+    arguments = ["--only", "quantisation", "-p", "no:cacheprovider"]
+    result = script("utils/test-qwen25-conversion.py", *arguments)
+    assert result.returncode == 0, result.stdout
+    assert result.stdout.splitlines()[-1] == "PASS: every check"
+    failed = script("utils/test-qwen25-conversion.py", *arguments, "-k", "no test has this name")
+    assert failed.returncode == 1
+    assert failed.stdout.splitlines()[-1] == "FAIL: quantisation"
+
+
+def test_the_example_runs():
+    result = script("examples/qwen25-bitnet-example.py")
+    assert result.returncode == 0, result.stderr
+    for words in ("== The machine", "== The kernels", "== The file", "== An answer", "tg8"):
+        assert words in result.stdout
 
 
 def test_requirements_install_this_package():

@@ -39,7 +39,8 @@ def test_import_loads_little() -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["", "pull", "convert", "run", "chat", "eval", "bench", "kernels", "doctor", "inspect", "demo"]
+    "verb",
+    ["", "pull", "convert", "run", "chat", "eval", "bench", "kernels", "doctor", "setup", "inspect", "demo"],
 )
 def test_help_loads_no_heavy_library(verb: str) -> None:
     arguments = [verb, "--help"] if verb else ["--help"]

@@ -20,6 +20,7 @@ from bitqwen.cli.options import Debug, debug_enabled, epilog
 from bitqwen.cli.pull import pull
 from bitqwen.cli.run import run
 from bitqwen.cli.serve import serve
+from bitqwen.cli.setup import setup
 
 app = typer.Typer(
     name="bitqwen",
@@ -102,6 +103,13 @@ app.command(
 app.command(epilog=epilog("bitqwen demo", "bitqwen demo --model qwen.gguf --prompt 'Reverse a list in C.'"))(
     demo
 )
+app.command(
+    epilog=epilog(
+        "bitqwen setup Qwen/Qwen2.5-1.5B-Instruct",
+        "bitqwen setup Qwen/Qwen2.5-7B-Instruct --fit 8GB",
+        "bitqwen setup ./checkpoint --quant-type tl2 -o models/mine",
+    )
+)(setup)
 app.command(epilog=epilog("bitqwen doctor", "bitqwen doctor --self-test --json"))(doctor)
 app.add_typer(kernels.app)
 

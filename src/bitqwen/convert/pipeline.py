@@ -40,6 +40,7 @@ def convert(
     head: str | None = None,
     calibration: Calibration | None = None,
     plans: Mapping[str, TensorPlan] | None = None,
+    kernel_hint: str | None = None,
     force: bool = False,
     threads: int | None = None,
     revision: str | None = None,
@@ -61,6 +62,7 @@ def convert(
         calibration: quantises the layers' matrices by what their inputs are on a text, instead of by their
             values alone; see :class:`bitqwen.calibrate.Calibration`.
         plans: how to store single tensors, by their Hugging Face names, instead of the scheme's way.
+        kernel_hint: a family of kernels ("tl1", "tl2") to note in the settings; the layout is the same.
         force: convert with "bitnet" a model that was not trained for it.
         threads: default: one per core.
         revision: a hub id's branch, tag or commit.
@@ -84,7 +86,8 @@ def convert(
     config.validate(checkpoint.shapes(), source=checkpoint.provenance.source)
     warnings = [*_check_levels(checkpoint, config, chosen, force), *_requantising(checkpoint)]
     jobs = plan_tensors(checkpoint, config, chosen, embedding=embedding, head=head, plans=plans)
-    settings = {name: value for name, value in (("embedding", embedding), ("head", head)) if value}
+    given = {"embedding": embedding, "head": head, "kernel_hint": kernel_hint}
+    settings = {name: value for name, value in given.items() if value}
     encoder = None
     if calibration is not None:
         settings |= calibration.settings
