@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -167,3 +169,22 @@ def test_requirements_install_this_package():
 )
 def test_scripts_stay_thin(name):
     assert len((ROOT / name).read_text().splitlines()) < 60
+
+
+@pytest.mark.skipif(not shutil.which("cmake") or not shutil.which("make"), reason="needs cmake and make")
+@pytest.mark.parametrize("option", ["BITNET_ARM_TL1", "BITNET_X86_TL2"])
+def test_cmake_options_as_written(option, tmp_path):
+    result = subprocess.run(
+        ["cmake", f"-D{option}=ON", "-B", tmp_path / "build"], cwd=ROOT, capture_output=True, text=True
+    )
+    if "DOCTEST_INCLUDE_DIR" in result.stderr:
+        pytest.skip("needs doctest")
+    assert result.returncode == 0, result.stderr
+    targets = subprocess.run(
+        ["cmake", "--build", tmp_path / "build", "--target", "help"], capture_output=True, text=True
+    ).stdout
+    family = "tl1" if platform.machine() in {"aarch64", "arm64"} else "tl2"
+    assert f"lut_benchmark_{family}" in targets
+    assert "measure_test" in targets
+    assert "_native" not in targets
+    assert (family in option.lower()) != ("all else is built" in result.stderr)

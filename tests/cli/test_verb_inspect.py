@@ -9,6 +9,7 @@ import pytest
 from bitqwen.cli.inspection import inspect_path
 from bitqwen.engine import Model
 from bitqwen.gguf import GGUFFile, GGUFWriter, TensorType
+from helpers.fake_hub import FakeRepository, fake_hub
 
 
 def test_gguf_as_json(bitqwen, tiny_gguf):
@@ -91,7 +92,7 @@ def test_a_model_that_bitqwen_does_not_run_is_shown_all_the_same(bitqwen, tmp_pa
 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
-    [(["nothing"], 2, ["nothing", "bitqwen pull"]), (["{file}", "-c", "5000"], 2, ["5000", "4096"])],
+    [(["nothing"], 2, ["nothing", "hub id"]), (["{file}", "-c", "5000"], 2, ["5000", "4096"])],
 )
 def test_wrong_use(bitqwen, tiny_gguf, arguments, code, words):
     result = bitqwen("inspect", *(argument.format(file=tiny_gguf) for argument in arguments))
@@ -104,3 +105,46 @@ def test_a_folder_without_weights(bitqwen, tmp_path):
     result = bitqwen("inspect", tmp_path)
     assert result.returncode == 3
     assert "no weights" in result.stderr
+
+
+def test_a_hub_id_by_its_configuration_alone(bitqwen, tiny_folder, tmp_path, monkeypatch):
+    with fake_hub() as hub:
+        hub.repositories["some/model"] = FakeRepository(tiny_folder)
+        for name, value in hub.environment(tmp_path / "hub").items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("HF_HUB_OFFLINE")
+        result = bitqwen("inspect", "some/model", "--json")
+        assert result.returncode == 0, result.stderr
+        assert {name for name, _ in hub.downloads} <= {"config.json"}
+    found = json.loads(result.stdout)
+    folder = json.loads(bitqwen("inspect", tiny_folder, "--json").stdout)
+    assert found["kind"] == "hub"
+    for key in ("hyperparameters", "weights", "bits_per_weight"):
+        assert found[key] == folder[key]
+
+
+def test_fit_of_a_model_and_of_all_sizes(bitqwen, tiny_gguf):
+    rows = json.loads(bitqwen("inspect", tiny_gguf, "--fit", "1GB", "--json").stdout)["fits"]
+    assert rows
+    assert all(row["fits"] for row in rows)
+    w4 = next(row for row in rows if row["scheme"] == "w4")
+    f16 = next(row for row in rows if row["scheme"] == "f16")
+    assert f16["file"] == json.loads(bitqwen("inspect", tiny_gguf, "--json").stdout)["tensor_bytes"]
+    assert w4["memory"] < f16["memory"]
+    sizes = json.loads(bitqwen("inspect", "--fit", "8GB", "--json").stdout)["fits"]
+    fitting = {(row["model"], row["scheme"]) for row in sizes if row["fits"]}
+    assert ("Qwen2.5-7B", "w4") in fitting
+    assert ("Qwen2.5-72B", "w2") not in fitting
+    assert "Qwen2.5-7B" in bitqwen("inspect", "--fit", "8GB").stdout
+    assert bitqwen("inspect", "--fit", "lots").returncode == 2
+    assert bitqwen("inspect").returncode == 2
+
+
+def test_tensors_of_types_that_are_never_read(bitqwen, tiny_checkpoint):
+    from helpers.tiny_checkpoint import safetensors_bytes
+
+    folder = tiny_checkpoint().folder
+    header = {"position_ids": {"dtype": "I64", "shape": [3], "data_offsets": [0, 24]}}
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(header, bytes(24)))
+    found = json.loads(bitqwen("inspect", folder, "--json", "--tensors").stdout)
+    assert found["tensor_list"] == [{"name": "position_ids", "type": "I64", "shape": [3], "nbytes": 24}]

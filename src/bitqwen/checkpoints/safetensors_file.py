@@ -24,7 +24,7 @@ _MAX_DIMENSIONS = 8
 _MAX_EXTENT = 1 << 48  # of a dimension or an offset
 _READABLE = ("F32", "F16", "BF16")
 # Bytes of a value. Other types (of less than a byte, or newer than this table) are listed and never read.
-_ITEM_BYTES = {
+ITEM_BYTES = {
     **dict.fromkeys(("F64", "I64", "U64"), 8),
     **dict.fromkeys(("F32", "I32", "U32"), 4),
     **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
@@ -93,7 +93,7 @@ class SafetensorsFile:
             raise self._damaged(
                 f"tensor {name!r} lies at bytes {begin} to {end} of {self.nbytes - self._data_begin}"
             )
-        item = _ITEM_BYTES.get(dtype)
+        item = ITEM_BYTES.get(dtype)
         if item is not None and math.prod(shape) * item != end - begin:
             raise self._damaged(f"tensor {name!r} of {dtype} {shape} has {end - begin} bytes")
         return _Entry(dtype, tuple(shape), begin, end)
@@ -138,7 +138,7 @@ class SafetensorsFile:
         if begin or end is not None:
             begin, end, _ = slice(begin, end).indices(shape[0])
             shape = (max(0, end - begin), *shape[1:])
-            start += begin * math.prod(shape[1:]) * _ITEM_BYTES[entry.dtype]
+            start += begin * math.prod(shape[1:]) * ITEM_BYTES[entry.dtype]
         out = np.empty(shape, np.float32)
         try:
             with self.path.open("rb", buffering=0) as file:

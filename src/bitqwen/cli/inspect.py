@@ -16,13 +16,29 @@ if TYPE_CHECKING:
 
 def inspect(
     model: Annotated[
-        Path,
-        typer.Argument(metavar="MODEL", help="A .gguf file or a checkpoint folder.", show_default=False),
-    ],
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="A .gguf file, a checkpoint folder, or a hub id, of which only config.json is fetched.",
+            show_default=False,
+        ),
+    ] = None,
     context: options.Context = None,
     kv: options.KvType = "f16",
     threads: options.Threads = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            "--fit",
+            help="List the schemes that run in this much memory (8GB): of MODEL, or of every published size.",
+            metavar="SIZE",
+            show_default=False,
+        ),
+    ] = None,
+    revision: options.Revision = None,
+    token: options.Token = None,
+    offline: options.Offline = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -31,19 +47,70 @@ def inspect(
     Bits per weight are the bytes that the file spends on its tensors, scales included, over the number of
     weights.
     """
-    if not model.exists():
-        raise UsageError(
-            f"There is no file or folder {model}.",
-            hint="A model on the hub is inspected after `bitqwen pull`, which prints its folder.",
-        )
-    from bitqwen.cli.inspection import inspect_path
-
-    found = inspect_path(model)
+    if model is None and fit is None:
+        raise UsageError("MODEL is missing.", hint="For example: bitqwen inspect qwen.gguf")
+    found = None if model is None else _found(model, revision=revision, token=token, offline=offline)
+    if fit is not None:
+        _print_fits(found, fit, context, kv, as_json=json)
+        return
+    assert found is not None
     need = found.memory(context, kv, threads)
     if json:
         terminal.print_json(_as_json(found, need, kv, with_tensors=tensors))
     else:
         _print(found, need, kv, with_tensors=tensors)
+
+
+def _found(model: str, *, revision: str | None, token: str | None, offline: bool) -> Inspection:
+    from bitqwen.checkpoints.sources import is_hub_id
+    from bitqwen.cli.inspection import inspect_hub, inspect_path
+
+    if is_hub_id(model):
+        return inspect_hub(model, revision=revision, token=token, offline=offline)
+    path = Path(model).expanduser()
+    if not path.exists():
+        raise UsageError(
+            f"There is no file or folder {model}.",
+            hint="Give a .gguf file, a checkpoint folder, or a hub id such as Qwen/Qwen2.5-7B-Instruct.",
+        )
+    return inspect_path(path)
+
+
+def _print_fits(found: Inspection | None, fit: str, context: int | None, kv: str, *, as_json: bool) -> None:
+    """Schemes of a model, or of every published size, and which of them run in that memory."""
+    from rich.table import Table
+
+    from bitqwen import quant
+    from bitqwen.cli.fits import fits, size_in_bytes
+    from bitqwen.kernels import SIZES, preset
+
+    limit = size_in_bytes(fit)
+    if found is not None and found.config is None:
+        raise UsageError(f"{found.name} is not supported: {found.unsupported}")
+    models = {f"Qwen2.5-{size.upper()}": preset(size) for size in SIZES}
+    if found is not None and found.config is not None:
+        models = {found.name: found.config}
+    rows = [
+        (name, row) for name, config in models.items() for row in fits(config, limit, context=context, kv=kv)
+    ]
+    if as_json:
+        terminal.print_json(
+            {"limit": limit, "fits": [{"model": name, **row._asdict()} for name, row in rows]}
+        )
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("model", "scheme", "file", "memory", "fits", "when to use it"):
+        table.add_column(heading, justify="right" if heading in {"file", "memory"} else "left")
+    for name, row in rows:
+        if row.fits or found is not None:
+            answer = "yes" if row.fits else "no"
+            sizes = terminal.size(row.file), terminal.size(row.memory)
+            table.add_row(name, row.scheme, *sizes, answer, quant.get(row.scheme).when)
+    terminal.stdout().print(table)
+    terminal.say(
+        "Memory is weights, KV cache and scratch, computed from the shapes. Quality is not measured here: "
+        "bitqwen eval does, and a file that was converted with --receipt carries its own."
+    )
 
 
 def _as_json(

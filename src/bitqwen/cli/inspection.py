@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bitqwen.engine import memory
 from bitqwen.engine.model import DEFAULT_CONTEXT
 from bitqwen.errors import UnsupportedModelError, UsageError
-from bitqwen.gguf import GGUFFile, TensorType, tensor_bytes
+from bitqwen.gguf import GGUFFile, TensorType
 from bitqwen.models.qwen2 import Qwen2Config
 from bitqwen.models.registry import ARCHITECTURES, config_from_hf
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # An array of this many values or more (the vocabulary, the merges) is told by its length.
 _LONG_ARRAY = 16
+_TORCH_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 class Tensor(NamedTuple):
@@ -55,7 +56,7 @@ class Inspection:
 
     Attributes:
         path: the file or folder.
-        kind: "gguf" or "folder".
+        kind: "gguf", "folder", or "hub" for a model that is known by its configuration alone.
         name: what the model calls itself.
         architecture: GGUF's ``general.architecture``, or config.json's ``model_type``.
         config: the hyperparameters; None if this version does not run the model.
@@ -132,6 +133,44 @@ def inspect_path(path: Path) -> Inspection:
     return _folder(path) if path.is_dir() else _gguf(path)
 
 
+def inspect_hub(
+    repository: str, *, revision: str | None = None, token: str | None = None, offline: bool = False
+) -> Inspection:
+    """Reads what a model on the hub will be, from its ``config.json`` alone: no weights are fetched.
+
+    Raises:
+        DownloadError: the configuration cannot be had.
+        CheckpointError: a hyperparameter is missing or impossible.
+    """
+    from bitqwen.checkpoints.configs import read_config
+    from bitqwen.checkpoints.safetensors_file import ITEM_BYTES
+
+    metadata = read_config(repository, revision=revision, token=token, offline=offline)
+    config, unsupported, tensors = None, "", []
+    try:
+        config = config_from_hf(metadata, source=repository)
+    except UnsupportedModelError as error:
+        unsupported = error.message
+    dtype = _TORCH_NAMES.get(str(metadata.get("torch_dtype", metadata.get("dtype"))), "BF16")
+    if config is not None:
+        tensors = [
+            Tensor(spec.hf_name, dtype, spec.shape, ITEM_BYTES[dtype] * math.prod(spec.shape))
+            for spec in config.tensors()
+            if not spec.optional
+        ]
+    return Inspection(
+        path=Path(repository),
+        kind="hub",
+        name=repository.rsplit("/", 1)[-1],
+        architecture=str(metadata.get("model_type", "")),
+        config=config,
+        unsupported=unsupported,
+        file_bytes=sum(tensor.nbytes for tensor in tensors),
+        tensors=tensors,
+        metadata=metadata,
+    )
+
+
 def _gguf(path: Path) -> Inspection:
     file = GGUFFile(path)
     metadata = {
@@ -168,6 +207,7 @@ def _gguf(path: Path) -> Inspection:
 
 def _folder(path: Path) -> Inspection:
     from bitqwen.checkpoints.huggingface import HuggingFaceCheckpoint
+    from bitqwen.checkpoints.safetensors_file import ITEM_BYTES
 
     checkpoint = HuggingFaceCheckpoint(path)
     config, unsupported = None, ""
@@ -180,7 +220,7 @@ def _folder(path: Path) -> Inspection:
             name,
             checkpoint.dtype(name),
             checkpoint.shape(name),
-            tensor_bytes(TensorType[checkpoint.dtype(name)], checkpoint.shape(name)),
+            ITEM_BYTES.get(checkpoint.dtype(name), 0) * math.prod(checkpoint.shape(name)),
         )
         for name in checkpoint.names()
     ]
