@@ -109,3 +109,12 @@ def start_app(load_tiny: LoadTiny) -> Iterator[Callable[..., Client]]:
             return Client(live, stack.enter_context(httpx.Client(base_url=live.url, timeout=60)))
 
         yield start
+
+
+@pytest.fixture(scope="module")
+def canaries(load_tiny: LoadTiny) -> Iterator[tuple[str, dict[tuple[int, int], str]]]:
+    """A server with a tight KV cache for all examples of a property, and the answers known so far."""
+    from live import LiveServer
+
+    with LiveServer(load_tiny(cache_positions=768), max_batch=4, prefill_tokens=16) as live:
+        yield live.url, {}

@@ -281,9 +281,9 @@ class TestTools:
         ({"n": 9}, "n", "1 to 8"),
         ({"max_tokens": 0}, "max_tokens", "0"),
         ({"messages": []}, "messages", "[]"),
-        ({"messages": [{"role": "user"}]}, "messages.0.user.content", "missing"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content", "missing"),
         ({"messages": [{"role": "robot", "content": ""}]}, "messages.0", "robot"),
-        ({"messages": [{"role": "user", "content": "", "mood": 1}]}, "messages.0.user.mood", "no parameter"),
+        ({"messages": [{"role": "user", "content": "", "mood": 1}]}, "messages.0.mood", "no parameter"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
             None,

@@ -10,7 +10,7 @@ errors in its own way adds its function to ``ERROR_BODIES``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -96,7 +96,19 @@ def create_app(
         },
     )
     app.state.service = service
-    return Gate(app, api_keys(settings), settings.cors_origins, error_response)
+    known = [route.path for route in app.routes if isinstance(route, Route)]
+
+    def on_answer(path: str, status: int, seconds: float) -> None:
+        service.metrics.note_request(_label(path, known), status, seconds)
+
+    return Gate(app, api_keys(settings), settings.cors_origins, error_response, on_answer)
+
+
+def _label(path: str, known: Sequence[str]) -> str:
+    """A path for the metrics: one of ``known``, or "other", since anybody may ask for anything."""
+    if path in known:
+        return path
+    return next((one for one in known if "{" in one and path.startswith(one.partition("{")[0])), "other")
 
 
 def api_keys(settings: ServerSettings) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bitqwen.server.errors import ApiError, from_exception
@@ -31,6 +32,7 @@ class Gate:
         keys: one of which a request must carry; none lets everybody in.
         origins: web pages that may send requests, beside those of this server itself; "*" for all.
         respond: makes the response for an error, in the shape of the API that was called.
+        on_answer: called after each request with its path, status and seconds.
     """
 
     def __init__(
@@ -39,11 +41,13 @@ class Gate:
         keys: Sequence[str],
         origins: Sequence[str],
         respond: Callable[[Scope, ApiError], ASGIApp],
+        on_answer: Callable[[str, int, float], None],
     ) -> None:
         self._app = app
         self._keys = [key.encode() for key in keys]
         self._origins = frozenset(origins)
         self._respond = respond
+        self._on_answer = on_answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
@@ -72,7 +76,10 @@ class Gate:
         try:
             try:
                 self._check(scope, headers)
-                await self._app(scope, receive, send_noting)
+                if scope["method"] == "OPTIONS":  # a browser asks whether its page may send a request
+                    await Response(status_code=204)(scope, receive, send_noting)
+                else:
+                    await self._app(scope, receive, send_noting)
             except ClientGone:
                 status = status or 499  # nginx's number for it; nobody is there to read a response
             except Exception as error:
@@ -84,6 +91,8 @@ class Gate:
                 if not status:
                     await self._respond(scope, answer)(scope, receive, send_noting)
         finally:
+            seconds = time.perf_counter() - started
+            self._on_answer(scope["path"], status, seconds)
             access_log.info(
                 {
                     "request_id": request_id,
@@ -91,7 +100,7 @@ class Gate:
                     "method": scope["method"],
                     "path": scope["path"],
                     "status": status,
-                    "seconds": round(time.perf_counter() - started, 4),
+                    "seconds": round(seconds, 4),
                     **scope["state"].get("log", {}),
                 }
             )

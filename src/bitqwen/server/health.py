@@ -1,9 +1,10 @@
-"""Is the server alive, and may it be sent requests?"""
+"""Is the server alive, may it be sent requests, and how is it doing?"""
 
 from __future__ import annotations
 
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from bitqwen.server.operations import Operation, describe
@@ -48,6 +49,17 @@ async def ready(request: Request) -> JSONResponse:
     return JSONResponse({"status": word}, 200 if word == "ok" else 503)
 
 
+@describe(Operation("Metrics in Prometheus' text format."))
+async def metrics(request: Request) -> Response:
+    """Answers what ``bitqwen.server.metrics`` lists."""
+    registry = service_of(request).metrics.registry
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
 def routes() -> list[Route]:
     """The routes of this module."""
-    return [Route("/health", health, methods=["GET"]), Route("/ready", ready, methods=["GET"])]
+    return [
+        Route("/health", health, methods=["GET"]),
+        Route("/ready", ready, methods=["GET"]),
+        Route("/metrics", metrics, methods=["GET"]),
+    ]

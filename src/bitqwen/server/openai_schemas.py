@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, Tag, model_validator
 
 from bitqwen.errors import UsageError
 from bitqwen.generation import grammars
 from bitqwen.server.schemas import SamplingFields, Stop, Strict, TokenId, TopLogprobs
+from bitqwen.server.unions import TEXT_OR_LIST, by_field
 
 
 class TextPart(Strict):
@@ -19,7 +20,11 @@ class TextPart(Strict):
     text: str
 
 
-Content = str | Annotated[list[TextPart], Field(min_length=1)]
+Content = Annotated[
+    Annotated[str, Tag("as text")]
+    | Annotated[Annotated[list[TextPart], Field(min_length=1)], Tag("as list")],
+    TEXT_OR_LIST,
+]
 
 
 class FunctionCall(Strict):
@@ -72,7 +77,16 @@ class ToolMessage(Strict):
     name: str | None = Field(None, description="Given to the chat template.")
 
 
-Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
+Message = Annotated[
+    Annotated[SystemMessage, Tag("of system")]
+    | Annotated[SystemMessage, Tag("of developer")]
+    | Annotated[UserMessage, Tag("of user")]
+    | Annotated[AssistantMessage, Tag("of assistant")]
+    | Annotated[ToolMessage, Tag("of tool")],
+    by_field(
+        "role", "system", "developer", "user", "assistant", "tool", message="a message's role is one of"
+    ),
+]
 
 
 class Function(Strict):

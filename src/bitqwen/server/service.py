@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,11 +13,15 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 from starlette.requests import Request
 
 from bitqwen.server.errors import ApiError
+from bitqwen.server.metrics import Metrics
 from bitqwen.server.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from bitqwen.generation.language_model import LanguageModel
+    from bitqwen.server.sequence import Job
     from bitqwen.server.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
 
 _CONTEXTS = 4  # that the KV cache has room for, unless the settings say more
 
@@ -71,12 +76,14 @@ class Service:
         settings: of the server.
         draining: set when the server was told to stop.
         failure: what kept the model from being loaded.
+        metrics: numbers for ``/metrics``.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
         self.draining = False
         self.failure: BaseException | None = None
+        self.metrics = Metrics(self)
         self._models: dict[str, ServedModel] = {}
 
     def load(self) -> None:
@@ -113,9 +120,23 @@ class Service:
     def add(self, name: str, language_model: LanguageModel) -> ServedModel:
         """Serves a loaded model under ``name`` and the settings' aliases."""
         served = ServedModel(name, self.settings.alias, language_model, self.settings)
+        served.scheduler.loop.on_step = partial(self.metrics.note_step, name)
+        served.scheduler.loop.on_end = partial(self._note_end, served)
         for known in (name, *served.aliases):
             self._models[known] = served
         return served
+
+    def _note_end(self, served: ServedModel, job: Job, error: BaseException | None) -> None:
+        self.metrics.note_end(served.name, job, error)
+        if self.settings.log_prompts:
+            logger.info(
+                {
+                    "event": "generation",
+                    "model": served.name,
+                    "prompt": served.language_model.tokenizer.decode(job.prompt),
+                    "answers": [sequence.answer.text for sequence in job.sequences],
+                }
+            )
 
     def models(self) -> list[ServedModel]:
         """Everything that is served, once each."""
