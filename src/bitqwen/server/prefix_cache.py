@@ -54,14 +54,20 @@ class PrefixCache:
 
         The last id is left to be computed, because its logits are what the caller is after.
         """
-        found: int | None = None
+        holders: OrderedDict[int, None] = OrderedDict()
+        depth = 0
         for key in _keys(ids):
-            holders = self._blocks.get(key)
-            if holders is None:
+            if key not in self._blocks:
                 break
-            found = next(reversed(holders))
-        if found is None:
+            holders = self._blocks[key]
+            depth += BLOCK
+        if not holders:
             return None
+        # None of them has the whole next block, so that little is left to compare.
+        rest = ids[depth : depth + BLOCK]
+        found = max(
+            holders, key=lambda name: common_prefix(self._entries[name].tokens[depth : depth + BLOCK], rest)
+        )
         entry = self._entries[found]
         shared = min(common_prefix(entry.tokens, ids), len(ids) - 1)
         if shared == 0:
