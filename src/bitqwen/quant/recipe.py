@@ -20,6 +20,7 @@ from .methods import Encoded, Statistics, quantize
 from .sweeps import descend, feedback, shrunk
 
 DEFAULT_RECIPE = "fit+gptq+descent"
+_DESCENT_DAMPING = 0.05
 
 
 class _Kind(NamedTuple):
@@ -35,16 +36,18 @@ def _gptq(matrix: Matrix, grid: Grid, moments: Matrix, value: float, threads: in
 
 
 def _descent(matrix: Matrix, grid: Grid, moments: Matrix, value: float, threads: int) -> None:
-    descend(matrix, grid, moments, damping=0.01, rounds=int(value), threads=threads)
+    descend(matrix, grid, moments, damping=_DESCENT_DAMPING, rounds=int(value), threads=threads)
 
 
 def _codes(matrix: Matrix, grid: Grid, moments: Matrix, value: float, threads: int) -> None:
-    descend(matrix, grid, moments, damping=0.01, rounds=int(value), fit_steps=False, threads=threads)
+    descend(
+        matrix, grid, moments, damping=_DESCENT_DAMPING, rounds=int(value), fit_steps=False, threads=threads
+    )
 
 
 # After the fit, what may follow: each with its number, unless another is given after a colon.
 STEPS: dict[str, _Kind] = {
-    "gptq": _Kind(_gptq, 0.01, 1e-5, 1.0, "error feedback from column to column; its number is the damping"),
+    "gptq": _Kind(_gptq, 0.05, 1e-5, 1.0, "error feedback from column to column; its number is the damping"),
     "descent": _Kind(
         _descent, 2, 1, 20, "coordinate descent on codes and scales; its number is how many rounds"
     ),
