@@ -137,3 +137,30 @@ def test_calibrations_that_will_not_do(bitqwen, tiny_folder, tmp_path, arguments
     assert result.returncode != 0
     assert words in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_size_to_fit_into(bitqwen, tiny_folder, tmp_path):
+    result = bitqwen("convert", tiny_folder, "-o", tmp_path / "w4.gguf", "--json")
+    size = json.loads(result.stdout)["bytes"]
+    path = tmp_path / "m.gguf"
+    result = bitqwen("convert", tiny_folder, "-o", path, "--fit", f"{size + 70000}B")
+    assert result.returncode == 0, result.stderr
+    assert size - 150000 < path.stat().st_size <= size + 70000
+    assert "KL divergence to expect" in result.stderr
+    assert "would give" in result.stderr
+    assert "mixed" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--fit", "7000B"], "does not fit into 7,000 bytes"),
+        (["--fit", "big"], "'big' is not a size"),
+        (["--bits", "0.5"], "allowed are 1 to 16"),
+        (["--bits", "4", "--fit", "1GB"], "one of them is enough"),
+    ],
+)
+def test_sizes_that_will_not_do(bitqwen, tiny_folder, tmp_path, arguments, words):
+    result = bitqwen("convert", tiny_folder, "-o", tmp_path / "m.gguf", *arguments)
+    assert result.returncode != 0
+    assert words in result.stderr
