@@ -55,8 +55,8 @@ def test_layer_by_layer_gives_what_the_engine_gives(tiny_checkpoint, tmp_path, s
 TEXT = "def add(first, second):\n    return first + second\n\n" * 400
 
 
-def calibration(**options):
-    return Calibration(text=TEXT, tokens=512, chunk=64, **options)
+def calibration(recipe="fit+gptq+descent", **options):
+    return Calibration(text=TEXT, tokens=512, chunk=64, recipe=recipe, **options)
 
 
 def test_a_calibrated_file_is_nearer_to_its_source(tiny_checkpoint, tmp_path):

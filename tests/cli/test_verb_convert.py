@@ -107,7 +107,17 @@ def test_calibrated_with_a_receipt_that_inspect_shows(bitqwen, tiny_folder, tmp_
     text = tmp_path / "text.txt"
     text.write_text("def add(first, second):\n    return first + second\n\n" * 300)
     path = tmp_path / "m.gguf"
-    arguments = ("--scheme", "q2_k", "--calibration", text, "--calibration-tokens", "512", "--receipt")
+    arguments = (
+        "--scheme",
+        "q2_k",
+        "--calibration",
+        text,
+        "--calibration-tokens",
+        "512",
+        "--receipt",
+        "--recipe",
+        "fit+gptq",
+    )
     result = bitqwen("convert", tiny_folder, "-o", path, *arguments, "--json")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)

@@ -12,7 +12,7 @@ from bitqwen.convert.plan import Job, plan_tensors
 from bitqwen.errors import UsageError
 from bitqwen.gguf import GGUFWriter, TensorType, keys, tensor_bytes, type_info
 from bitqwen.models.qwen2 import Qwen2Config
-from bitqwen.quant import Statistics, TensorPlan, quantize, schemes
+from bitqwen.quant import Recipe, Statistics, TensorPlan, quantize, schemes
 from bitqwen.quant.budget import Allocation, Option, allocate
 
 from .calibration import Calibration
@@ -96,12 +96,13 @@ def fit_to_size(
         ids,
         progress=(lambda done, total: progress("sensitivity", done, total)) if progress else None,
     )
+    swept = calibration is not None and Recipe.parse(calibration.recipe).needs_moments
     tied = not any(job.spec.role == "head" for job in jobs)
     options: dict[str, list[Option]] = {}
     for place, (name, job) in enumerate(matrices.items()):
         if progress:
             progress("types", place, len(matrices))
-        share = 1.0 if job.spec.role != "matrix" or calibration is None else _SWEPT
+        share = _SWEPT if swept and job.spec.role == "matrix" else 1.0
         options[name] = _options(
             checkpoint,
             job.source,

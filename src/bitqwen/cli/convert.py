@@ -77,8 +77,8 @@ def convert(
         str | None,
         typer.Option(
             "--recipe",
-            help="How a calibrated conversion quantises: fit, or fit+STEP[:NUMBER]+...; by default "
-            "fit+gptq+descent.",
+            help="How a calibrated conversion quantises: fit, or fit+STEP[:NUMBER]+... with the steps gptq, "
+            "descent and codes; by default fit.",
             metavar="CHAIN",
             show_default=False,
         ),
