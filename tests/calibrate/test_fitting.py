@@ -13,6 +13,7 @@ from bitqwen.gguf import GGUFFile
 from bitqwen.measure import evaluate, passage
 from bitqwen.measure.texts import packaged_text
 from bitqwen.models.registry import config_from_hf
+from helpers.tiny_checkpoint import write_safetensors
 
 TEXT = Calibration(text="def add(first, second):\n    return first + second\n\n" * 400, tokens=512, chunk=64)
 
@@ -51,6 +52,23 @@ def test_the_loss_to_expect_is_about_what_is_measured(model, tmp_path):
     ours, theirs = (Model.open(path, threads=1) for path in files)
     (result,) = evaluate(ours, [text], theirs)
     assert found.loss / 4 < result.divergence.kl.value < found.loss * 4
+
+
+def test_a_matrix_stored_twice_counts_once_for_both_uses(tiny_checkpoint):
+    """As in official GGUF files, which hold one matrix as embedding and as output."""
+    source = tiny_checkpoint(layers=1, stored_head=True, config={"tie_word_embeddings": False}, seed=4)
+    weights = {**source.weights, "lm_head.weight": source.weights["model.embed_tokens.weight"]}
+    write_safetensors(source.folder / "model.safetensors", weights, "BF16")
+    twice = open_checkpoint(source.folder)
+    once = open_checkpoint(tiny_checkpoint(layers=1, seed=4).folder)
+    found = []
+    for checkpoint in (twice, once):
+        config = config_from_hf(checkpoint.config, source="test")
+        budget = weights_to_bytes(checkpoint, config, 4.5)
+        found.append(fit_to_size(checkpoint, config, budget, calibration=TEXT))
+    assert found[0].plans == found[1].plans
+    assert found[0].loss == pytest.approx(found[1].loss, rel=1e-3)
+    assert "lm_head.weight" not in found[0].plans
 
 
 def test_budgets_that_no_type_meets(model):

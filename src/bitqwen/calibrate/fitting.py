@@ -17,7 +17,7 @@ from bitqwen.quant.budget import Allocation, Option, allocate
 
 from .calibration import Calibration
 from .encoder import decoded
-from .sensitivity import Sensitivity, noise_weights, sensitivities
+from .sensitivity import EMBEDDING, HEAD, Sensitivity, noise_weights, sensitivities
 from .transformer import Matrix
 
 # What a matrix may be stored as, of those whose block divides its rows.
@@ -98,6 +98,8 @@ def fit_to_size(
     )
     swept = calibration is not None and Recipe.parse(calibration.recipe).needs_moments
     tied = not any(job.spec.role == "head" for job in jobs)
+    if tied and HEAD in found:  # stored twice, and written once for both uses
+        found[EMBEDDING] = found[HEAD]._replace(nats=found[HEAD].nats + found[EMBEDDING].nats)
     options: dict[str, list[Option]] = {}
     for place, (name, job) in enumerate(matrices.items()):
         if progress:
