@@ -141,7 +141,12 @@ int main(int argc, char** argv) {
       tensor.bytes.reserve(rows * row_bytes);
       for (int64_t r = 0; r < rows; r += 64)
         tensor.bytes.insert(tensor.bytes.end(), small.bytes.begin(), small.bytes.end());
-      tensor.view = {.name = name, .type = type, .rows = rows, .cols = options.k, .bytes = tensor.bytes};
+      tensor.view = {.name = name,
+                     .type = type,
+                     .rows = rows,
+                     .cols = options.k,
+                     .bytes = tensor.bytes,
+                     .codebook = small.codebook};
       const PackedMatrix w = PackedMatrix::pack(tensor.view, pool);
       const std::vector<float> x = random_activations(columns * options.k, Shape::kNormal, random);
       ActivationBatch batch(columns, options.k);

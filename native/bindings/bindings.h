@@ -5,6 +5,7 @@
 namespace bitqwen {
 
 void bind_gguf(nanobind::module_& m);
+void bind_codebook(nanobind::module_& m);
 void bind_quant(nanobind::module_& m);
 void bind_engine(nanobind::module_& m);
 void bind_sampling(nanobind::module_& m);

@@ -1,5 +1,6 @@
 // GgufFile: the native reader; dequantize: tensor bytes to float32.
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 
@@ -8,6 +9,7 @@
 
 #include "bindings/bindings.h"
 #include "errors.h"
+#include "gguf/codebook.h"
 #include "gguf/dequantize.h"
 #include "gguf/reader.h"
 #include "threads/pool.h"
@@ -80,6 +82,7 @@ const TensorInfo& tensor_named(const File& file, std::string_view name) {
 }
 
 using Floats = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+using Points = nb::ndarray<const int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 Floats new_floats(int64_t rows, int64_t cols) {
@@ -105,7 +108,8 @@ Floats dequantize_view(const TensorView& view, int threads) {
     ThreadPool pool(static_cast<int>(
         std::clamp<int64_t>(threads > 0 ? threads : available_cores(), 1, std::max<int64_t>(1, tasks))));
     pool.parallel_for(view.rows, grain, [&](int64_t begin, int64_t end, int) {
-      gguf::dequantize(view.type, view.row(begin), (end - begin) * view.cols, out.data() + begin * view.cols);
+      gguf::dequantize(view.type, view.row(begin), (end - begin) * view.cols, out.data() + begin * view.cols,
+                       view.codebook.data());
     });
   }
   return out;
@@ -196,7 +200,8 @@ void bind_gguf(nb::module_& m) {
 
   m.def(
       "dequantize",
-      [](uint32_t type, const Bytes& bytes, int64_t rows, int64_t cols, int threads) {
+      [](uint32_t type, const Bytes& bytes, int64_t rows, int64_t cols, int threads,
+         const std::optional<Points>& codebook) {
         const gguf::TypeInfo* info = gguf::find_type(type);
         if (!info) throw Error(ErrorKind::kArgument, "tensor type " + std::to_string(type) + " is not known");
         const uint64_t blocks = bytes.size() / info->block_bytes;  // rows * (cols / block size), if they fit
@@ -208,9 +213,12 @@ void bind_gguf(nb::module_& m) {
                                                 std::to_string(rows) + " x " + std::to_string(cols));
         }
         TensorView view{"", info->type, rows, cols, {bytes.data(), bytes.size()}};
+        if (codebook) view.codebook = {codebook->data(), codebook->size()};
+        if (info->codebook.entries > 0) gguf::check_codebook(*info, view.codebook, "bytes");
         return dequantize_view(view, threads);
       },
-      "type"_a, "bytes"_a, "rows"_a, "cols"_a, "threads"_a = 0, "Tensor bytes as float32 [rows, cols].");
+      "type"_a, "bytes"_a, "rows"_a, "cols"_a, "threads"_a = 0, "codebook"_a.none() = nb::none(),
+      "Tensor bytes as float32 [rows, cols].");
   m.def(
       "type_info",
       [](uint32_t type) -> nb::object {
@@ -220,6 +228,18 @@ void bind_gguf(nb::module_& m) {
       },
       "type"_a, nb::sig("def type_info(type: int) -> tuple[str, int, int] | None"),
       "(name, values in a block, bytes of a block), or None for a type that this build does not read.");
+  m.def(
+      "codebook_shape",
+      [](uint32_t type) -> nb::object {
+        const gguf::TypeInfo* info = gguf::find_type(type);
+        if (!info || info->codebook.entries == 0) return nb::none();
+        return nb::make_tuple(info->codebook.entries, info->codebook.dims);
+      },
+      "type"_a, nb::sig("def codebook_shape(type: int) -> tuple[int, int] | None"),
+      "(points, weights in a vector) that a tensor of the type has in its codebook, or None.");
+  m.def(
+      "codebook_name", [](std::string_view tensor) { return gguf::codebook_name(tensor); }, "tensor"_a,
+      "The name of the tensor that holds another one's codebook.");
   m.def(
       "type_name", [](uint32_t type) { return gguf::known_type_name(type); }, "type"_a,
       "A readable name for any type id.");

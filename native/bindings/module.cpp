@@ -40,6 +40,7 @@ NB_MODULE(_native, m) {
   bitqwen::bind_gguf(m);
 #endif
 #ifdef BITQWEN_HAS_quant
+  bitqwen::bind_codebook(m);
   bitqwen::bind_quant(m);
 #endif
 #ifdef BITQWEN_HAS_engine

@@ -182,7 +182,10 @@ void bind_quant(nb::module_& m) {
         "(bytes, sum of squared errors, sum of squares) of a float32 matrix [rows, cols] in a tensor type.");
   m.def(
       "can_quantize",
-      [](uint32_t type, const std::string& fit) { return can_encode(type_of(type).type, fit_named(fit)); },
+      [](uint32_t type, const std::string& fit) {
+        const gguf::TypeInfo& info = type_of(type);
+        return fit == "lloyd" ? info.codebook.entries > 0 : can_encode(info.type, fit_named(fit));
+      },
       "type"_a, "fit"_a);
   m.def(
       "grid_shape",

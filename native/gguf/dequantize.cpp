@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "gguf/codebook.h"
 #include "half.h"
 
 namespace bitqwen::gguf {
@@ -157,6 +158,26 @@ void q2_0(const uint8_t* b, float* y) {
   for (int i = 0; i < 64; ++i) y[i] = static_cast<float>((b[2 + i / 4] >> (i % 4 * 2) & 3) - 1) * d;
 }
 
+// One block of pairs: d f16; the codes' low four bits; their higher bits, if any. Fields lie from the lowest
+// bit up, in the order of the pairs. Pair 4 * g + j holds columns 8 * g + j and 8 * g + 4 + j.
+void pairs(const CodebookShape& shape, const int8_t* codebook, const uint8_t* b, float* y) {
+  const float d = half(b);
+  const uint8_t* low = b + 2;
+  const uint8_t* high = low + 32;
+  const uint32_t high_bits = (shape.entries == 32 ? 1u : 0u) + (shape.mirrored ? 1u : 0u);
+  for (uint32_t i = 0; i < 64; ++i) {
+    uint32_t code = low[i / 2] >> (i % 2 * 4) & 15u;
+    if (high_bits > 0) {
+      const uint32_t at = i * high_bits;
+      code |= (high[at / 8] >> at % 8 & ((1u << high_bits) - 1)) << 4;
+    }
+    float* first = y + i / 4 * 8 + i % 4;
+    first[0] = static_cast<float>(codebook_value(shape, codebook, code, 0)) * d;
+    first[4] = static_cast<float>(codebook_value(shape, codebook, code, 1)) * d;
+  }
+}
+
+void i8(const uint8_t* b, float* y) { *y = static_cast<float>(static_cast<int8_t>(*b)); }
 void f32(const uint8_t* b, float* y) { std::memcpy(y, b, sizeof *y); }
 void f16(const uint8_t* b, float* y) { *y = half(b); }
 void bf16(const uint8_t* b, float* y) { *y = bfloat16_to_float(load_u16(b)); }
@@ -180,16 +201,26 @@ Block block_of(TensorType type) {
     case TensorType::kTQ1_0: return tq1_0;
     case TensorType::kTQ2_0: return tq2_0;
     case TensorType::kQ2_0: return q2_0;
+    case TensorType::kI8: return i8;
+    case TensorType::kV2:
+    case TensorType::kV2_5:
+    case TensorType::kV3: break;  // with a codebook: pairs
   }
   return nullptr;
 }
 
 }  // namespace
 
-void dequantize(TensorType type, const uint8_t* bytes, int64_t count, float* out) {
+void dequantize(TensorType type, const uint8_t* bytes, int64_t count, float* out, const int8_t* codebook) {
   const TypeInfo& info = type_info(type);
   const Block block = block_of(type);
-  for (int64_t i = 0; i < count; i += info.block_size, bytes += info.block_bytes) block(bytes, out + i);
+  for (int64_t i = 0; i < count; i += info.block_size, bytes += info.block_bytes) {
+    if (info.codebook.entries > 0) {
+      pairs(info.codebook, codebook, bytes, out + i);
+    } else {
+      block(bytes, out + i);
+    }
+  }
 }
 
 }  // namespace bitqwen::gguf

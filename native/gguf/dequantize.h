@@ -8,6 +8,8 @@
 namespace bitqwen::gguf {
 
 /// Writes `count` float32 values from blocks at `bytes`; `count` is a multiple of the block size.
-void dequantize(TensorType type, const uint8_t* bytes, int64_t count, float* out);
+/// `codebook`: [entries][dims], for types that have one.
+void dequantize(TensorType type, const uint8_t* bytes, int64_t count, float* out,
+                const int8_t* codebook = nullptr);
 
 }  // namespace bitqwen::gguf

@@ -12,6 +12,7 @@
 #include <numeric>
 
 #include "errors.h"
+#include "gguf/codebook.h"
 #include "gguf/utf8.h"
 
 namespace bitqwen::gguf {
@@ -282,7 +283,7 @@ TensorView File::view(const TensorInfo& tensor) const {
                 path_ + ": tensor " + quoted(tensor.name) + " has type " + type_name(tensor.type_id) + " (" +
                     std::to_string(tensor.type_id) + "), which this version does not read" + origin(),
                 "Supported: F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K TQ1_0 TQ2_0 Q2_0 "
-                "(42). Convert the original checkpoint with `bitqwen convert`.");
+                "(42) V2 V2_5 V3 (20200 to 20300). Convert the original checkpoint with `bitqwen convert`.");
   }
   TensorView view;
   view.name = tensor.name;
@@ -290,7 +291,30 @@ TensorView File::view(const TensorInfo& tensor) const {
   view.cols = tensor.dimensions[0];
   for (size_t d = 1; d < tensor.dimensions.size(); ++d) view.rows *= tensor.dimensions[d];
   view.bytes = std::span(data_ + tensor.offset, tensor.bytes);
+  if (info->codebook.entries > 0) view.codebook = codebook_of(tensor, *info);
   return view;
+}
+
+std::span<const int8_t> File::codebook_of(const TensorInfo& tensor, const TypeInfo& type) const {
+  const std::string name = codebook_name(tensor.name);
+  const TensorInfo* codebook = find_tensor(name);
+  const auto fail = [&](const std::string& what) {
+    throw Error(ErrorKind::kFormat,
+                path_ + ": tensor " + quoted(tensor.name) + " of type " + std::string(type.name) + " needs " +
+                    std::to_string(type.codebook.entries) + " x " + std::to_string(type.codebook.dims) +
+                    " I8 values in tensor " + quoted(name) + ", which " + what,
+                "The file is damaged or was cut by a program that does not know the type: convert it again.");
+  };
+  if (!codebook) fail("is missing");
+  if (codebook->type_id != static_cast<uint32_t>(TensorType::kI8)) {
+    fail("is of type " + type_name(codebook->type_id));
+  }
+  if (codebook->dimensions != std::vector<int64_t>{type.codebook.dims, type.codebook.entries}) {
+    fail("has another shape");
+  }
+  const std::span points(reinterpret_cast<const int8_t*>(data_ + codebook->offset), codebook->bytes);
+  check_codebook(type, points, std::string(tensor.name));
+  return points;
 }
 
 void File::check_unchanged() const {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -47,6 +48,7 @@ class File {
   /// The tensor of that name, or nullptr.
   const TensorInfo* find_tensor(std::string_view name) const;
   /// The tensor's bytes. Throws Error(kUnsupported) when its type is not one this build reads.
+  /// or Error(kFormat) when its codebook is missing or damaged.
   TensorView view(const TensorInfo& tensor) const;
 
   /// Throws Error(kFile) when the file has another size or modification time than when it was opened.
@@ -62,6 +64,7 @@ class File {
   void read_alignment(const Cursor& in);
   void place_tensors(const Cursor& in);
   std::string origin() const;
+  std::span<const int8_t> codebook_of(const TensorInfo& tensor, const TypeInfo& type) const;
 
   std::string path_;
   int descriptor_ = -1;

@@ -12,9 +12,10 @@ namespace bitqwen::gguf {
 struct TensorView {
   std::string name;
   TensorType type = TensorType::kF32;
-  int64_t rows = 1;                // all dimensions but the innermost, multiplied
-  int64_t cols = 0;                // the innermost dimension; a multiple of the type's block size
-  std::span<const uint8_t> bytes;  // rows * cols / block_size * block_bytes
+  int64_t rows = 1;                       // all dimensions but the innermost, multiplied
+  int64_t cols = 0;                       // the innermost dimension; a multiple of the type's block size
+  std::span<const uint8_t> bytes;         // rows * cols / block_size * block_bytes
+  std::span<const int8_t> codebook = {};  // [entries][dims], checked; empty for types without one
 
   int64_t row_bytes() const {
     const TypeInfo& info = type_info(type);

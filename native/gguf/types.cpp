@@ -5,7 +5,7 @@
 namespace bitqwen::gguf {
 namespace {
 
-constexpr std::array<TypeInfo, 16> kTypes = {{
+constexpr std::array<TypeInfo, 20> kTypes = {{
     {TensorType::kF32, "F32", 1, 4},
     {TensorType::kF16, "F16", 1, 2},
     {TensorType::kQ4_0, "Q4_0", 32, 18},
@@ -22,6 +22,10 @@ constexpr std::array<TypeInfo, 16> kTypes = {{
     {TensorType::kTQ1_0, "TQ1_0", 256, 54},
     {TensorType::kTQ2_0, "TQ2_0", 256, 66},
     {TensorType::kQ2_0, "Q2_0", 64, 18},
+    {TensorType::kI8, "I8", 1, 1},
+    {TensorType::kV2, "V2", 128, 34, {16, 2, false}},
+    {TensorType::kV2_5, "V2_5", 128, 42, {16, 2, true}},
+    {TensorType::kV3, "V3", 128, 50, {32, 2, true}},
 }};
 
 // Types that mainline or well-known forks write and this build does not read.
@@ -29,7 +33,7 @@ struct Foreign {
   uint32_t id;
   std::string_view name;
 };
-constexpr std::array<Foreign, 25> kForeign = {{
+constexpr std::array<Foreign, 24> kForeign = {{
     {9, "Q8_1"},
     {15, "Q8_K"},
     {16, "IQ2_XXS"},
@@ -40,7 +44,6 @@ constexpr std::array<Foreign, 25> kForeign = {{
     {21, "IQ3_S"},
     {22, "IQ2_S"},
     {23, "IQ4_XS"},
-    {24, "I8"},
     {25, "I16"},
     {26, "I32"},
     {27, "I64"},

@@ -1,4 +1,4 @@
-// GGUF tensor types: ids, block sizes, names. Ids are the mainline's and never change.
+// GGUF tensor types: ids, block sizes, names. Ids are the mainline's, or far from them, and never change.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +23,20 @@ enum class TensorType : uint32_t {
   kTQ1_0 = 34,
   kTQ2_0 = 35,
   kQ2_0 = 42,
+  kI8 = 24,  // codebooks only: no matrix
+  // Our own: vectors of weights from a codebook (docs/file-format.md). 20000 + 100 * bits of a weight.
+  kV2 = 20200,
+  kV2_5 = 20250,
+  kV3 = 20300,
+};
+
+/// The points that a matrix's vectors of weights are taken from. A sibling tensor holds them, int8
+/// [entries][dims]; a mirrored codebook stores one of each two opposite points, and the code's highest
+/// bit asks for the other one.
+struct CodebookShape {
+  uint32_t entries = 0;  // 0: the type has no codebook
+  uint32_t dims = 0;     // weights in a vector
+  bool mirrored = false;
 };
 
 struct TypeInfo {
@@ -30,6 +44,7 @@ struct TypeInfo {
   std::string_view name;  // as in the GGUF specification: "Q4_K"
   uint32_t block_size;    // values in a block
   uint32_t block_bytes;   // bytes of a block
+  CodebookShape codebook = {};
 };
 
 /// The type's layout, or nullptr for an id that this build does not read.

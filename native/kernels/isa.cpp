@@ -34,11 +34,13 @@ constexpr IsaEntry kEntries[] = {
     {Isa::kAvxVnni, "avxvnni", "AVX2, FMA, F16C and AVX-VNNI", avxvnni_kernels},
     {Isa::kAvx512, "avx512", "AVX-512 F, BW, VL and DQ", avx512_kernels},
     {Isa::kAvx512Vnni, "avx512vnni", "AVX-512 F, BW, VL, DQ and VNNI", avx512vnni_kernels},
+    {Isa::kAvx512Vbmi, "avx512vbmi", "AVX-512 F, BW, VL, DQ, VNNI and VBMI", avx512vbmi_kernels},
 #else
     {Isa::kAvx2, "avx2", "an x86-64 CPU", nullptr},
     {Isa::kAvxVnni, "avxvnni", "an x86-64 CPU", nullptr},
     {Isa::kAvx512, "avx512", "an x86-64 CPU", nullptr},
     {Isa::kAvx512Vnni, "avx512vnni", "an x86-64 CPU", nullptr},
+    {Isa::kAvx512Vbmi, "avx512vbmi", "an x86-64 CPU", nullptr},
 #endif
 #if defined(BITQWEN_BUILT_NEON)
     {Isa::kNeon, "neon", "NEON", neon_kernels},
@@ -58,7 +60,7 @@ const IsaEntry& entry(Isa isa) {
 
 #if defined(__x86_64__)
 struct X86Features {
-  bool avx2 = false, avxvnni = false, avx512 = false, avx512vnni = false;
+  bool avx2 = false, avxvnni = false, avx512 = false, avx512vnni = false, avx512vbmi = false;
 };
 
 X86Features probe() {
@@ -76,6 +78,7 @@ X86Features probe() {
   found.avx2 = bit(b, 5) && fma && f16c;
   found.avx512 = found.avx2 && saves_zmm && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);
   found.avx512vnni = found.avx512 && bit(c, 11);
+  found.avx512vbmi = found.avx512vnni && bit(c, 1);
   if (leaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) found.avxvnni = found.avx2 && bit(a, 4);
   return found;
 }
@@ -90,6 +93,7 @@ bool cpu_has(Isa isa) {
     case Isa::kAvxVnni: return found.avxvnni;
     case Isa::kAvx512: return found.avx512;
     case Isa::kAvx512Vnni: return found.avx512vnni;
+    case Isa::kAvx512Vbmi: return found.avx512vbmi;
     default: return false;
   }
 #elif defined(__aarch64__)

@@ -7,7 +7,17 @@
 
 namespace bitqwen {
 
-enum class Isa { kScalar, kAvx2, kAvxVnni, kAvx512, kAvx512Vnni, kNeon, kNeonDotprod, kNeonI8mm };
+enum class Isa {
+  kScalar,
+  kAvx2,
+  kAvxVnni,
+  kAvx512,
+  kAvx512Vnni,
+  kAvx512Vbmi,
+  kNeon,
+  kNeonDotprod,
+  kNeonI8mm
+};
 
 std::string_view isa_name(Isa isa);  // "scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "neon", ...
 std::vector<Isa> built_isas();       // what this build holds

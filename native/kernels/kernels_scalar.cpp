@@ -3,6 +3,7 @@
 // For one output, with cells c in column order inside groups g in column order:
 //
 //   dot[c] = sum over the cell of (code - offset) * x          exact in int32, exact as float32
+//            with a codebook: of the codebook's value * x
 //   t      = 0
 //   for c in g:   t = fma(-minimum[c], sum_x[c], t)            only where the format has minima
 //                 t = fma(dot[c], scale[c], t)
@@ -63,13 +64,13 @@ void quantize(const float* values, ActivationBatch::Layout& x, int column) {
 template <Format kFormat>
 struct OpenUnit {
   static constexpr FormatInfo kInfo = format_info(kFormat);
-  int16_t codes[kInfo.unit][kRowBlock];  // code - offset
+  int16_t codes[kInfo.unit][kRowBlock];  // code - offset, or what the codebook has for it
   CellScale scales[kInfo.cells()][kRowBlock];
 
-  void open(const uint8_t* unit) {
+  void open(const uint8_t* unit, const CodePoints& points) {
     for (int c = 0; c < kInfo.unit; ++c) {
       for (int r = 0; r < kRowBlock; ++r) {
-        codes[c][r] = static_cast<int16_t>(packed_code(kInfo, unit, r, c) - kInfo.offset);
+        codes[c][r] = static_cast<int16_t>(packed_level(kInfo, points, unit, r, c));
       }
     }
     for (int c = 0; c < kInfo.cells(); ++c) {
@@ -90,7 +91,7 @@ void multiply_codes(const PackedMatrix::Layout& w, const ActivationBatch::Layout
       for (int r = 0; r < rows; ++r) y[c * ldy + row + r] = 0.0f;
     }
     for (int64_t u = 0; u < w.units; ++u) {
-      open.open(block + u * kInfo.unit_bytes());
+      open.open(block + u * kInfo.unit_bytes(), w.points);
       for (int c = 0; c < x.columns; ++c) {
         const int begin = x.tile_begin(c);
         const int n = x.tile_size(begin);
@@ -162,7 +163,8 @@ constexpr KernelTable kTable = {
     .multiply = {pick<Format::kF32>(), pick<Format::kF16>(), pick<Format::kBF16>(), pick<Format::kQ8_0>(),
                  pick<Format::kQ4_0>(), pick<Format::kQ4_1>(), pick<Format::kQ5_0>(), pick<Format::kQ5_1>(),
                  pick<Format::kQ2_K>(), pick<Format::kQ3_K>(), pick<Format::kQ4_K>(), pick<Format::kQ5_K>(),
-                 pick<Format::kQ6_K>(), pick<Format::kQ2_0>(), pick<Format::kTernary>()},
+                 pick<Format::kQ6_K>(), pick<Format::kQ2_0>(), pick<Format::kTernary>(), pick<Format::kV2>(),
+                 pick<Format::kV2_5>(), pick<Format::kV3>()},
 };
 
 }  // namespace

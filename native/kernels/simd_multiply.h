@@ -216,6 +216,52 @@ BITQWEN_INLINE void add_unit(const uint8_t* unit, int row, const TileView& x,
   }
 }
 
+/// The same for codebook formats: every code becomes the bytes of its point's two coordinates, looked up in
+/// a register. What is looked up are points, not products: the products stay exact, several columns share
+/// the look-ups, and no tables are made of the activations.
+template <class R, Format kFormat, int kColumns>
+BITQWEN_INLINE void add_codebook_unit(const uint8_t* unit, int row, const typename R::PointTables& tables,
+                                      const TileView& x, typename R::Floats (&sums)[kColumns]) {
+  constexpr FormatInfo kInfo = format_info(kFormat);
+  constexpr int kHighBits = kInfo.high_bits;
+  constexpr int kChains = V::kSumsInPlace && kColumns <= 2 ? 4 : 1;  // one sum after the other would wait
+  using Dot = typename R::template Dot<6>;
+  using Floats = typename R::Floats;
+  const uint8_t* low = unit + kInfo.header_bytes() + 4 * row;
+  const uint8_t* high = low + kInfo.low_bytes();
+  Dot dot[kColumns][kChains];
+  for (auto& column : dot) {
+    for (Dot& chain : column) chain.template start<0>(x.offsets);
+  }
+  for (int i = 0; i < kInfo.unit_bytes(); i += 64) V::prefetch(unit + kPrefetchBytes + i);
+  unrolled<kInfo.chunk_codes() / 4>([&](auto index) BITQWEN_INLINE_LAMBDA {
+    constexpr int kFour = decltype(index)::value;
+    constexpr int kHighAt = kFour * kHighBits;
+    typename R::Bytes points[2];
+    const typename R::Bytes codes = R::load(low + 64 * (kFour / 2));
+    R::template points<kHighBits, kFour % 2 * 4, kHighAt % 8>(
+        tables, codes, kHighBits > 0 ? R::load(high + 64 * (kHighAt / 8)) : codes, points);
+    unrolled<2>([&](auto dim) BITQWEN_INLINE_LAMBDA {
+      constexpr int kStep = 2 * kFour + decltype(dim)::value;
+      unrolled<kColumns>([&](auto c) BITQWEN_INLINE_LAMBDA {
+        dot[c][kStep % kChains].template add<kStep>(points[dim],
+                                                    R::quad(x.codes + 4 * (kStep * kColumns + c)));
+      });
+    });
+  });
+  static constexpr float kPointScale = kInfo.point_scale, kPointOffset = kInfo.point_offset;
+  const Floats scale = R::from_half(unit + 2 * row);
+  unrolled<kColumns>([&](auto c) BITQWEN_INLINE_LAMBDA {
+    if constexpr (kChains > 1) {
+      for (int i = 1; i < kChains; ++i) dot[c][0].template add_shifted<0>(dot[c][i]);
+    }
+    // All of these are integers below 2^24: nothing is rounded.
+    const Floats offset = R::mul(R::broadcast(x.sums + c), R::broadcast(&kPointOffset));
+    const Floats value = R::fma(dot[c][0].template value<0>(x.offsets), R::broadcast(&kPointScale), offset);
+    sums[c] = R::fma(R::mul(value, scale), R::broadcast(x.scales + c), sums[c]);
+  });
+}
+
 /// Stores R's rows at y, of which only `rows` are wanted.
 template <class R>
 BITQWEN_INLINE void store_rows(const typename R::Floats& sums, float* y, int64_t rows) {
@@ -233,14 +279,20 @@ void multiply_tile(const PackedMatrix::Layout& w, const ActivationBatch::Layout&
                    int64_t ldy, int64_t row_begin, int64_t row_end) {
   constexpr FormatInfo kInfo = format_info(kFormat);
   using R = TileRows<kColumns>;
+  [[maybe_unused]] typename R::PointTables tables;
+  if constexpr (kInfo.has_codebook()) tables = R::template load_points<kInfo.high_bits>(w.points);
   for (int64_t block = row_begin; block < row_end; block += kRowBlock) {
     for (int part = 0; part < kRowBlock; part += R::kRows) {
       const uint8_t* unit = w.block(block / kRowBlock);
       typename R::Floats sums[kColumns];
       for (auto& sum : sums) sum = R::zero();
       for (int64_t u = 0; u < w.units; ++u, unit += kInfo.unit_bytes()) {
-        add_unit<R, kFormat, kColumns>(unit, part, tile_view<kFormat>(x, tile, kColumns, u * kInfo.unit),
-                                       sums);
+        const TileView view = tile_view<kFormat>(x, tile, kColumns, u * kInfo.unit);
+        if constexpr (kInfo.has_codebook()) {
+          add_codebook_unit<R, kFormat, kColumns>(unit, part, tables, view, sums);
+        } else {
+          add_unit<R, kFormat, kColumns>(unit, part, view, sums);
+        }
       }
       const int64_t row = block + part;
       for (int c = 0; c < kColumns; ++c) store_rows<R>(sums[c], y + (tile + c) * ldy + row, row_end - row);

@@ -6,6 +6,7 @@
 //   Floats   one float of each row        zero, load_floats, store_floats, broadcast, from_half,
 //   from_bfloat16,
 //                                         from_u8, from_s8, add_constant, negate, mul, fma
+//   PointTables  a codebook               load_points, points
 //   Quad     4 activations, for all rows  quad
 //   Dot<b>   sums of products of codes of b bits, exact:
 //              start<offset>(sum)     before the first step; sum points at minus the sum of the activations
@@ -18,7 +19,7 @@
 #include <cstdint>
 
 #include "kernels/simd_inline.h"
-#include "weights/packed_matrix.h"
+#include "weights/layout.h"
 
 namespace bitqwen {
 namespace {
@@ -85,6 +86,20 @@ struct Rows {
     for (int i = 0; i < kCount; ++i)
       low.v[i] = Lanes::template with_field<kBits, kFrom, kTo>(low.v[i], a.v[i]);
     return low;
+  }
+  using PointTables = typename Lanes::PointTables;
+  template <int kHighBits>
+  BITQWEN_ROWS PointTables load_points(const CodePoints& points) {
+    return Lanes::template load_points<kHighBits>(points);
+  }
+  template <int kHighBits, int kLowAt, int kHighAt>
+  BITQWEN_ROWS void points(const PointTables& tables, const Bytes& low, const Bytes& high, Bytes (&out)[2]) {
+    for (int i = 0; i < kCount; ++i) {
+      typename Lanes::Bytes both[2];
+      Lanes::template points<kHighBits, kLowAt, kHighAt>(tables, low.v[i], high.v[i], both);
+      out[0].v[i] = both[0];
+      out[1].v[i] = both[1];
+    }
   }
   BITQWEN_ROWS Quad quad(const int8_t* p) { return Lanes::quad(p); }
 

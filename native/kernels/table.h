@@ -28,6 +28,7 @@ const KernelTable& avx2_kernels();
 const KernelTable& avxvnni_kernels();
 const KernelTable& avx512_kernels();
 const KernelTable& avx512vnni_kernels();
+const KernelTable& avx512vbmi_kernels();
 const KernelTable& neon_kernels();
 const KernelTable& neon_dotprod_kernels();
 const KernelTable& neon_i8mm_kernels();

@@ -55,6 +55,51 @@ struct Lanes256 {
     return _mm256_set1_epi32(four);
   }
 
+  // Of each coordinate the bytes of codes 16 i to 16 i + 15. Mirrored codebooks: of the codes whose sign is
+  // set, because flip() gives zero for those and 63 for the others.
+  struct PointTables {
+    Bytes dims[2][2];
+  };
+  template <int kHighBits>
+  BITQWEN_LANES PointTables load_points(const CodePoints& points) {
+    PointTables tables;
+    constexpr int kFirst = kHighBits == 0 ? 0 : 8 << kHighBits;
+    for (int dim = 0; dim < 2; ++dim) {
+      for (int i = 0; i < 2; ++i) {
+        const uint8_t* p = points.dims[dim] + kFirst + 16 * i;
+        tables.dims[dim][i] =
+            _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(p)));
+      }
+    }
+    return tables;
+  }
+  /// Bit kFrom of every byte to its bit 7; the other bits are anything.
+  template <int kFrom>
+  BITQWEN_LANES Bytes to_top(Bytes v) {
+    return kFrom == 7 ? v : _mm256_slli_epi16(v, 7 - kFrom);
+  }
+  /// 63 where bit kFrom is not set, 0 where it is: a shuffle gives 0 for an index whose top bit is set.
+  template <int kFrom>
+  BITQWEN_LANES Bytes flip(Bytes v) {
+    return _mm256_shuffle_epi8(_mm256_set1_epi8(63), to_top<kFrom>(v));
+  }
+  /// The points of four codes a row: low bits at kLowAt of `low`, higher ones at kHighAt of `high`.
+  template <int kHighBits, int kLowAt, int kHighAt>
+  BITQWEN_LANES void points(const PointTables& tables, Bytes low, Bytes high, Bytes (&out)[2]) {
+    const Bytes index = field<4, kLowAt>(low);
+    for (int dim = 0; dim < 2; ++dim) {
+      out[dim] = _mm256_shuffle_epi8(tables.dims[dim][0], index);
+      if constexpr (kHighBits == 2) {
+        const Bytes other = _mm256_shuffle_epi8(tables.dims[dim][1], index);
+        out[dim] = _mm256_blendv_epi8(out[dim], other, to_top<kHighAt>(high));
+      }
+    }
+    if constexpr (kHighBits > 0) {
+      const Bytes mask = flip<kHighAt + kHighBits - 1>(high);
+      for (int dim = 0; dim < 2; ++dim) out[dim] = _mm256_xor_si256(out[dim], mask);
+    }
+  }
+
   BITQWEN_LANES Ints zero_ints() { return _mm256_setzero_si256(); }
   BITQWEN_LANES Ints broadcast_int(const int32_t* p) { return _mm256_set1_epi32(*p); }
   BITQWEN_LANES Ints add16(Ints a, Ints b) { return _mm256_add_epi16(a, b); }

@@ -54,6 +54,73 @@ struct Lanes512 {
     return _mm512_set1_epi32(four);
   }
 
+#if defined(__AVX512VBMI__)
+  // One permutation looks up six bits, whatever the other two are.
+  struct PointTables {
+    Bytes dims[2];
+  };
+  template <int kHighBits>
+  BITQWEN_LANES PointTables load_points(const CodePoints& points) {
+    return {{load(points.dims[0]), load(points.dims[1])}};
+  }
+  /// The points of four codes a row: low bits at kLowAt of `low`, higher ones at kHighAt of `high`.
+  template <int kHighBits, int kLowAt, int kHighAt>
+  BITQWEN_LANES void points(const PointTables& tables, Bytes low, Bytes high, Bytes (&out)[2]) {
+    Bytes code = kLowAt == 0 ? low : _mm512_srli_epi16(low, kLowAt);
+    if constexpr (kHighBits > 0) {
+      if constexpr (kHighAt > 4) high = _mm512_srli_epi16(high, kHighAt - 4);
+      if constexpr (kHighAt < 4) high = _mm512_slli_epi16(high, 4 - kHighAt);
+      const Bytes mask = _mm512_set1_epi8(((1 << kHighBits) - 1) << 4);
+      code = _mm512_ternarylogic_epi32(code, high, mask, 0xd8);  // mask ? high : code
+    }
+    for (int dim = 0; dim < 2; ++dim) out[dim] = _mm512_permutexvar_epi8(code, tables.dims[dim]);
+  }
+#else
+  // Of each coordinate the bytes of codes 16 i to 16 i + 15. Mirrored codebooks: of the codes whose sign is
+  // set, because flip() gives zero for those and 63 for the others.
+  struct PointTables {
+    Bytes dims[2][2];
+  };
+  template <int kHighBits>
+  BITQWEN_LANES PointTables load_points(const CodePoints& points) {
+    PointTables tables;
+    constexpr int kFirst = kHighBits == 0 ? 0 : 8 << kHighBits;
+    for (int dim = 0; dim < 2; ++dim) {
+      for (int i = 0; i < 2; ++i) {
+        const uint8_t* p = points.dims[dim] + kFirst + 16 * i;
+        tables.dims[dim][i] = _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(p)));
+      }
+    }
+    return tables;
+  }
+  /// Bit kFrom of every byte to its bit 7; the other bits are anything.
+  template <int kFrom>
+  BITQWEN_LANES Bytes to_top(Bytes v) {
+    return kFrom == 7 ? v : _mm512_slli_epi16(v, 7 - kFrom);
+  }
+  /// 63 where bit kFrom is not set, 0 where it is: a shuffle gives 0 for an index whose top bit is set.
+  template <int kFrom>
+  BITQWEN_LANES Bytes flip(Bytes v) {
+    return _mm512_shuffle_epi8(_mm512_set1_epi8(63), to_top<kFrom>(v));
+  }
+  /// The points of four codes a row: low bits at kLowAt of `low`, higher ones at kHighAt of `high`.
+  template <int kHighBits, int kLowAt, int kHighAt>
+  BITQWEN_LANES void points(const PointTables& tables, Bytes low, Bytes high, Bytes (&out)[2]) {
+    const Bytes index = field<4, kLowAt>(low);
+    for (int dim = 0; dim < 2; ++dim) {
+      out[dim] = _mm512_shuffle_epi8(tables.dims[dim][0], index);
+      if constexpr (kHighBits == 2) {
+        const __mmask64 upper = _mm512_movepi8_mask(to_top<kHighAt>(high));
+        out[dim] = _mm512_mask_shuffle_epi8(out[dim], upper, tables.dims[dim][1], index);
+      }
+    }
+    if constexpr (kHighBits > 0) {
+      const Bytes mask = flip<kHighAt + kHighBits - 1>(high);
+      for (int dim = 0; dim < 2; ++dim) out[dim] = _mm512_xor_si512(out[dim], mask);
+    }
+  }
+#endif
+
   BITQWEN_LANES Ints zero_ints() { return _mm512_setzero_si512(); }
   BITQWEN_LANES Ints broadcast_int(const int32_t* p) { return _mm512_set1_epi32(*p); }
   BITQWEN_LANES Ints add16(Ints a, Ints b) { return _mm512_add_epi16(a, b); }

@@ -39,7 +39,7 @@ struct NeonDot {
 template <int kBits>
 struct NeonDot {
   static constexpr int kLimit = 32767 / (127 * (kBits == 8 ? 128 : (1 << kBits) - 1));
-  static constexpr int kLongest = kBits == 2 ? 32 : kBits == 6 || kBits == 3 ? 4 : 8;  // steps of a cell
+  static constexpr int kLongest = kBits == 2 || kBits == 6 ? 32 : kBits == 3 ? 4 : 8;  // steps of a cell
   static constexpr bool kWidens = kLimit < kLongest;
   int16x8_t first, second;  // rows 0 and 1, rows 2 and 3
   int32x4_t sums;           // of what has been widened
@@ -101,6 +101,26 @@ struct Lanes128 {
     int32_t four;
     __builtin_memcpy(&four, p, sizeof four);
     return vreinterpretq_s8_s32(vdupq_n_s32(four));
+  }
+
+  struct PointTables {
+    uint8x16x4_t dims[2];
+  };
+  template <int kHighBits>
+  BITQWEN_LANES PointTables load_points(const CodePoints& points) {
+    return {{vld1q_u8_x4(points.dims[0]), vld1q_u8_x4(points.dims[1])}};
+  }
+  /// The points of four codes a row: low bits at kLowAt of `low`, higher ones at kHighAt of `high`.
+  template <int kHighBits, int kLowAt, int kHighAt>
+  BITQWEN_LANES void points(const PointTables& tables, Bytes low, Bytes high, Bytes (&out)[2]) {
+    Bytes code = field<4, kLowAt>(low);
+    if constexpr (kHighBits > 0) code = with_field<kHighBits, kHighAt, 4>(code, high);
+    for (int dim = 0; dim < 2; ++dim) {
+      const uint8x16x4_t& table = tables.dims[dim];
+      if constexpr (kHighBits == 0) out[dim] = vqtbl1q_u8(table.val[0], code);
+      if constexpr (kHighBits == 1) out[dim] = vqtbl2q_u8({table.val[0], table.val[1]}, code);
+      if constexpr (kHighBits == 2) out[dim] = vqtbl4q_u8(table, code);
+    }
   }
 
   BITQWEN_LANES Floats zero() { return vdupq_n_f32(0.0f); }

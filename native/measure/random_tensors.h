@@ -19,6 +19,7 @@ inline constexpr gguf::TensorType kAllTypes[] = {
     gguf::TensorType::kQ4_0, gguf::TensorType::kQ4_1, gguf::TensorType::kQ5_0,  gguf::TensorType::kQ5_1,
     gguf::TensorType::kQ2_K, gguf::TensorType::kQ3_K, gguf::TensorType::kQ4_K,  gguf::TensorType::kQ5_K,
     gguf::TensorType::kQ6_K, gguf::TensorType::kQ2_0, gguf::TensorType::kTQ1_0, gguf::TensorType::kTQ2_0,
+    gguf::TensorType::kV2,   gguf::TensorType::kV2_5, gguf::TensorType::kV3,
 };
 
 class Random {
@@ -51,11 +52,12 @@ inline uint16_t random_half(Random& random) {
 
 struct Tensor {
   std::vector<uint8_t> bytes;
+  std::vector<int8_t> codebook;  // empty for types without one
   gguf::TensorView view;
 
   std::vector<float> values() const {
     std::vector<float> out(view.rows * view.cols);
-    gguf::dequantize(view.type, bytes.data(), view.rows * view.cols, out.data());
+    gguf::dequantize(view.type, bytes.data(), view.rows * view.cols, out.data(), codebook.data());
     return out;
   }
 };
@@ -86,7 +88,11 @@ inline Tensor random_tensor(gguf::TensorType type, int64_t rows, int64_t cols, R
     case TensorType::kQ8_0:
     case TensorType::kQ4_0:
     case TensorType::kQ5_0:
-    case TensorType::kQ2_0: halves = {0}; break;
+    case TensorType::kQ2_0:
+    case TensorType::kV2:
+    case TensorType::kV2_5:
+    case TensorType::kV3: halves = {0}; break;
+    case TensorType::kI8: break;
     case TensorType::kQ4_1:
     case TensorType::kQ5_1:
     case TensorType::kQ4_K:
@@ -97,6 +103,12 @@ inline Tensor random_tensor(gguf::TensorType type, int64_t rows, int64_t cols, R
     case TensorType::kTQ1_0: halves = {52}; break;
     case TensorType::kTQ2_0: halves = {64}; break;
   }
+  const gguf::CodebookShape& shape = info.codebook;
+  for (uint32_t i = 0; i < shape.entries * shape.dims; ++i) {  // the extremes now and then
+    const int value = random.below(4) == 0 ? 63 * random.below(2) : random.below(64);
+    t.codebook.push_back(static_cast<int8_t>(shape.mirrored ? 2 * value - 63 : value - 32));
+  }
+  t.view.codebook = t.codebook;
   for (size_t block = 0; block < t.bytes.size(); block += info.block_bytes) {
     for (const int at : halves) {
       const uint16_t half = random_half(random);

@@ -31,7 +31,9 @@ bool finite_upper(uint16_t bits) { return (bits & 0x7f80) != 0x7f80; }  // bfloa
 bool finite_blocks(gguf::TensorType type, const uint8_t* p, int64_t blocks, int block_bytes) {
   const std::array<int, 2> offsets = scale_offsets(type);
   for (int64_t i = 0; i < blocks; ++i, p += block_bytes) {
-    if (type == gguf::TensorType::kF32) {
+    if (type == gguf::TensorType::kI8) {
+      return true;
+    } else if (type == gguf::TensorType::kF32) {
       if (!finite_upper(load_u16(p + 2))) return false;
     } else if (type == gguf::TensorType::kBF16) {
       if (!finite_upper(load_u16(p))) return false;

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "errors.h"
+#include "gguf/codebook.h"
 #include "gguf/dequantize.h"
 #include "model/finite.h"
 #include "model/scratch.h"
@@ -41,6 +42,7 @@ class Loader {
     }
     used_.insert(tensor->name);
     gguf::TensorView view = file_.view(*tensor);
+    if (!view.codebook.empty()) used_.insert(file_.find_tensor(gguf::codebook_name(name))->name);
     if (!all_finite(view, pool_)) {
       fail("tensor '" + name + "' holds values that are not finite numbers (NaN or infinity)");
     }
@@ -57,7 +59,7 @@ class Loader {
   std::vector<float> vector(const std::string& name, int64_t size) {
     const gguf::TensorView tensor = view(name, {size});
     std::vector<float> values(static_cast<size_t>(size));
-    gguf::dequantize(tensor.type, tensor.bytes.data(), size, values.data());
+    gguf::dequantize(tensor.type, tensor.bytes.data(), size, values.data(), tensor.codebook.data());
     return values;
   }
 
@@ -166,7 +168,8 @@ void Model::load(const gguf::File& file) {
     // Some files store a tied head a second time: one copy is enough.
     const gguf::TensorView output = loader.view(output_name, {c.hidden, c.vocab_size});
     const gguf::TensorView embedding = file.view(*file.find_tensor(embedding_name));
-    const bool same = output.type == embedding.type && std::ranges::equal(output.bytes, embedding.bytes);
+    const bool same = output.type == embedding.type && std::ranges::equal(output.bytes, embedding.bytes) &&
+                      std::ranges::equal(output.codebook, embedding.codebook);
     if (!same) output_.emplace(loader.matrix(output_name, c.vocab_size, c.hidden));
   }
   output_norm_ = loader.vector("output_norm.weight", c.hidden);

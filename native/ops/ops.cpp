@@ -8,7 +8,8 @@ const OpsTable& current_ops() {
     case Isa::kAvx2:
     case Isa::kAvxVnni: return avx2_ops();
     case Isa::kAvx512:
-    case Isa::kAvx512Vnni: return avx512_ops();
+    case Isa::kAvx512Vnni:
+    case Isa::kAvx512Vbmi: return avx512_ops();
 #endif
     default: return baseline_ops();
   }

@@ -9,6 +9,7 @@
 #include "errors.h"
 #include "gguf/dequantize.h"
 #include "kernels/isa.h"
+#include "quant/importance.h"
 #include "quant/row_encoder.h"
 
 namespace bitqwen {
@@ -22,7 +23,8 @@ RowEncoder current_encoder() {
     case Isa::kAvx2:
     case Isa::kAvxVnni: return encode_row_avx2;
     case Isa::kAvx512:
-    case Isa::kAvx512Vnni: return encode_row_avx512;
+    case Isa::kAvx512Vnni:
+    case Isa::kAvx512Vbmi: return encode_row_avx512;
 #endif
     default: return encode_row_baseline;
   }
@@ -64,25 +66,6 @@ float absmean_scale(const std::vector<RowFacts>& rows, int64_t cols) {
   return static_cast<float>(total / (static_cast<double>(rows.size()) * static_cast<double>(cols)));
 }
 
-// Around 1, so that no scale of the caller's can overflow; a column of no importance still counts a little,
-// so that its blocks do not vanish.
-std::vector<float> normalised(std::span<const float> importance) {
-  double total = 0;
-  for (const float value : importance) {
-    if (!(value >= 0.0f) || std::isinf(value)) {
-      throw Error(ErrorKind::kArgument,
-                  "an importance is " + std::to_string(value) + "; finite values of 0 or more are allowed");
-    }
-    total += value;
-  }
-  std::vector<float> result(importance.begin(), importance.end());
-  const double mean = total / static_cast<double>(std::max<size_t>(1, result.size()));
-  for (float& value : result) {
-    value = mean > 0 ? static_cast<float>(std::max(value / mean, 1e-6)) : 1.0f;
-  }
-  return result;
-}
-
 }  // namespace
 
 bool can_encode(gguf::TensorType type, Fit fit) {
@@ -115,11 +98,7 @@ EncodeResult encode(gguf::TensorType type, Fit fit, const float* matrix, int64_t
                                           std::string(info.name) + " blocks of " +
                                           std::to_string(info.block_size));
   }
-  if (!importance.empty() && std::ssize(importance) != cols) {
-    throw Error(ErrorKind::kArgument, std::to_string(importance.size()) + " importances for rows of " +
-                                          std::to_string(cols) + " values: one a column is needed");
-  }
-  const std::vector<float> weights = normalised(importance);
+  const std::vector<float> weights = normalised_importance(importance, cols);
   const int64_t row_bytes = cols / info.block_size * info.block_bytes;
   const RowEncoder encode_row = current_encoder();
   const bool float_type =

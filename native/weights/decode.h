@@ -6,14 +6,15 @@
 #include <cstring>
 
 #include "half.h"
-#include "weights/format.h"
+#include "weights/layout.h"
 
 namespace bitqwen {
 
-/// The code of `column` (within the unit) of `row` (within the row block).
+/// The code of `column` (within the unit) of `row` (within the row block); for codebook formats of pair
+/// `column`.
 constexpr int packed_code(const FormatInfo& f, const uint8_t* unit, int row, int column) {
-  const uint8_t* chunk = unit + f.header_bytes() + column / kChunk * f.chunk_bytes();
-  const int in_chunk = column % kChunk;
+  const uint8_t* chunk = unit + f.header_bytes() + column / f.chunk_codes() * f.chunk_bytes();
+  const int in_chunk = column % f.chunk_codes();
   const auto plane = [&](const uint8_t* p, int bits) {
     const int per_vector = 32 / bits;  // columns
     const uint8_t byte = p[in_chunk / per_vector * 64 + row * 4 + in_chunk % 4];
@@ -22,6 +23,14 @@ constexpr int packed_code(const FormatInfo& f, const uint8_t* unit, int row, int
   int code = plane(chunk, f.low_bits);
   if (f.high_bits) code |= plane(chunk + f.low_bytes(), f.high_bits) << f.low_bits;
   return code;
+}
+
+/// weight / scale of `column` (within the unit) of `row`, an integer: what dot products are made of.
+inline int packed_level(const FormatInfo& f, const CodePoints& points, const uint8_t* unit, int row,
+                        int column) {
+  if (!f.has_codebook()) return packed_code(f, unit, row, column) - f.offset;
+  const int code = packed_code(f, unit, row, column / 8 * 4 + column % 4);
+  return f.point_scale * points.dims[column / 4 % 2][code] + f.point_offset;
 }
 
 struct CellScale {

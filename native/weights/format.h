@@ -12,6 +12,10 @@
 //              k4BitMin   d f16, dmin f16, 16 bytes              low nibble s, high nibble m
 //   chunks   one for each 32 columns: the planes of `low_bits`, then those of `high_bits`
 //
+// Codebook formats hold one code for each pair of columns, and one chunk for the whole unit. Pair
+// 4 * g + j of a unit is its columns 8 * g + j and 8 * g + 4 + j: looking up the first coordinates of four
+// pairs gives four columns that follow each other, and so do the second ones.
+//
 // A plane of b bits is a sequence of 64-byte vectors; a vector holds 16 rows x 4 bytes, so a 32-bit
 // lane belongs to one row. Bits [b*i, b*i + b) of byte j are the code of column 4*i + j of the 32/b
 // columns that the vector covers. A code is low | high << low_bits.
@@ -40,6 +44,9 @@ enum class Format : uint8_t {
   kQ6_K,
   kQ2_0,
   kTernary,  // TQ1_0 and TQ2_0
+  kV2,
+  kV2_5,
+  kV3,
   kCount,
 };
 constexpr int kFormatCount = static_cast<int>(Format::kCount);
@@ -57,7 +64,12 @@ struct FormatInfo {
   int cell;    // columns that share one weight scale and one activation scale
   int group;   // columns that share one activation scale; 0: float32 activations
   int unit;    // columns of a unit
+  // Codebook formats: weight = scale * (point_scale * point + point_offset), point a byte of the table.
+  int point_scale = 0;
+  int point_offset = 0;
 
+  constexpr bool has_codebook() const { return point_scale != 0; }
+  constexpr bool is_mirrored() const { return point_scale == 2; }
   constexpr bool is_float() const { return scale == ScaleKind::kFloat; }
   constexpr bool has_minimum() const {
     return scale == ScaleKind::kFlatMin || scale == ScaleKind::k6BitMin || scale == ScaleKind::k4BitMin;
@@ -77,11 +89,13 @@ struct FormatInfo {
     }
     return 0;
   }
-  constexpr int low_bytes() const { return 2 * kChunk * low_bits; }  // of a chunk: 16 rows / 8 bits
-  constexpr int high_bytes() const { return 2 * kChunk * high_bits; }
+  constexpr int chunk() const { return has_codebook() ? unit : kChunk; }  // columns
+  constexpr int chunk_codes() const { return has_codebook() ? unit / 2 : kChunk; }
+  constexpr int low_bytes() const { return 2 * chunk_codes() * low_bits; }  // of a chunk: 16 rows / 8 bits
+  constexpr int high_bytes() const { return 2 * chunk_codes() * high_bits; }
   constexpr int chunk_bytes() const { return low_bytes() + high_bytes(); }
   constexpr int unit_bytes() const {
-    return is_float() ? 2 * unit * low_bits : header_bytes() + unit / kChunk * chunk_bytes();
+    return is_float() ? 2 * unit * low_bits : header_bytes() + unit / chunk() * chunk_bytes();
   }
 };
 
@@ -102,6 +116,9 @@ inline constexpr std::array<FormatInfo, kFormatCount> kFormats = {{
     {Format::kQ6_K, ScaleKind::k8Bit, 4, 2, 32, 16, 32, 256},
     {Format::kQ2_0, ScaleKind::kFlat, 2, 0, 1, 64, 64, 64},
     {Format::kTernary, ScaleKind::kFlat, 2, 0, 1, 128, 128, 256},
+    {Format::kV2, ScaleKind::kFlat, 4, 0, 0, 128, 128, 128, 1, -32},
+    {Format::kV2_5, ScaleKind::kFlat, 4, 1, 0, 128, 128, 128, 2, -63},
+    {Format::kV3, ScaleKind::kFlat, 4, 2, 0, 128, 128, 128, 2, -63},
 }};
 
 constexpr const FormatInfo& format_info(Format format) { return kFormats[static_cast<int>(format)]; }

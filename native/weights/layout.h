@@ -28,6 +28,12 @@ class PackedBuffer {
   int64_t bytes_ = 0;
 };
 
+/// A codebook as the kernels look it up: a byte for every code and coordinate, from 0 to 63. Codes of fewer
+/// than six bits repeat, so that bits above a code do not matter where an instruction takes six.
+struct CodePoints {
+  alignas(64) uint8_t dims[2][64] = {};
+};
+
 struct PackedMatrix::Layout {
   Format format = Format::kF32;
   int64_t rows = 0;
@@ -35,6 +41,7 @@ struct PackedMatrix::Layout {
   int64_t units = 0;        // of a row block: cols / unit
   int64_t block_bytes = 0;  // of a row block: units * unit_bytes
   PackedBuffer buffer;      // ceil(rows / kRowBlock) row blocks
+  CodePoints points;        // of codebook formats
 
   const FormatInfo& info() const { return format_info(format); }
   const uint8_t* block(int64_t index) const { return buffer.data() + index * block_bytes; }

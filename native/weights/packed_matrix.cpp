@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "errors.h"
+#include "gguf/codebook.h"
 #include "weights/decode.h"
 #include "weights/layout.h"
 #include "weights/repack.h"
@@ -76,6 +77,23 @@ PackedBuffer& PackedBuffer::operator=(PackedBuffer&& other) noexcept {
   return *this;
 }
 
+namespace {
+
+CodePoints code_points(const gguf::CodebookShape& shape, std::span<const int8_t> codebook,
+                       const FormatInfo& info) {
+  CodePoints points;
+  const uint32_t codes = 1u << info.bits();
+  for (uint32_t dim = 0; dim < shape.dims; ++dim) {
+    for (uint32_t i = 0; i < 64; ++i) {
+      const int value = gguf::codebook_value(shape, codebook.data(), i % codes, dim);
+      points.dims[dim][i] = static_cast<uint8_t>((value - info.point_offset) / info.point_scale);
+    }
+  }
+  return points;
+}
+
+}  // namespace
+
 PackedMatrix::PackedMatrix(std::unique_ptr<Layout> layout) : layout_(std::move(layout)) {}
 PackedMatrix::PackedMatrix(PackedMatrix&&) noexcept = default;
 PackedMatrix& PackedMatrix::operator=(PackedMatrix&&) noexcept = default;
@@ -103,7 +121,10 @@ PackedMatrix PackedMatrix::pack(const gguf::TensorView& tensor, ThreadPool& pool
                     std::to_string(tensor.cols) + " values in " + std::to_string(tensor.bytes.size()) +
                     " bytes: its type needs rows of a multiple of " + std::to_string(info.unit) + " values");
   }
+  const gguf::TypeInfo& type = gguf::type_info(tensor.type);
+  if (info.has_codebook()) gguf::check_codebook(type, tensor.codebook, tensor.name);
   auto layout = std::make_unique<Layout>();
+  if (info.has_codebook()) layout->points = code_points(type.codebook, tensor.codebook, info);
   layout->format = repack.format;
   layout->rows = tensor.rows;
   layout->cols = tensor.cols;
@@ -137,8 +158,8 @@ void PackedMatrix::dequantize_row(int64_t row, float* out) const {
     for (int cell = 0; cell < info.cells(); ++cell) {
       const CellScale scale = packed_scale(info, block, in_block, cell);
       for (int i = 0; i < info.cell; ++i) {
-        const int code = packed_code(info, block, in_block, cell * info.cell + i) - info.offset;
-        const float product = scale.scale * static_cast<float>(code);
+        const int level = packed_level(info, layout_->points, block, in_block, cell * info.cell + i);
+        const float product = scale.scale * static_cast<float>(level);
         *out++ = info.has_minimum() ? product - scale.minimum : product;
       }
     }

@@ -200,12 +200,33 @@ struct ReadTQ1_0 {
   }
 };
 
+// d, 64 codes' low four bits, their higher bits; all fields from the lowest bit up.
+template <Format kOf>
+struct ReadPairs {
+  static constexpr Format kFormat = kOf;
+  static constexpr int kHighBits = format_info(kOf).high_bits;
+  static constexpr int kBytes = 2 + 32 + 8 * kHighBits;
+  static void read(const uint8_t* p, SourceBlock& out) {
+    std::memcpy(out.header, p, 2);
+    for (int i = 0; i < 32; ++i) {
+      out.codes[2 * i] = p[2 + i] & 15;
+      out.codes[2 * i + 1] = p[2 + i] >> 4;
+    }
+    if constexpr (kHighBits > 0) {
+      for (int i = 0; i < 64; ++i) {
+        const int at = i * kHighBits;
+        out.codes[i] |= (p[34 + at / 8] >> at % 8 & ((1 << kHighBits) - 1)) << 4;
+      }
+    }
+  }
+};
+
 // One row's words of one plane: vectors lie 64 bytes apart, and each takes 8 / bits words of codes.
-template <int kBits>
+template <int kBits, int kWords>
 void write_plane(const uint32_t* words, int shift, uint8_t* target) {
   constexpr int kPerVector = 8 / kBits;
   constexpr uint32_t kMask = 0x01010101u * ((1u << kBits) - 1);
-  for (int v = 0; v < kBits; ++v) {
+  for (int v = 0; v < kWords / kPerVector; ++v) {
     uint32_t packed = 0;
     for (int i = 0; i < kPerVector; ++i)
       packed |= (words[v * kPerVector + i] >> shift & kMask) << (kBits * i);
@@ -226,12 +247,13 @@ void pack_codes(const uint8_t* source, int64_t row_bytes, int rows, int64_t unit
       uint8_t* sub = block + 32 * kHalves + r;
       for (int i = 0; i < kSubBytes; ++i) sub[16 * i] = from.header[2 * kHalves + i];
       uint8_t* chunk = block + kInfo.header_bytes() + 4 * r;
-      for (int c = 0; c < kInfo.unit / kChunk; ++c, chunk += kInfo.chunk_bytes()) {
-        uint32_t words[8];
-        std::memcpy(words, from.codes + kChunk * c, sizeof words);
-        write_plane<kInfo.low_bits>(words, 0, chunk);
+      constexpr int kWords = kInfo.chunk_codes() / 4;
+      for (int c = 0; c < kInfo.unit / kInfo.chunk(); ++c, chunk += kInfo.chunk_bytes()) {
+        uint32_t words[kWords];
+        std::memcpy(words, from.codes + 4 * kWords * c, sizeof words);
+        write_plane<kInfo.low_bits, kWords>(words, 0, chunk);
         if constexpr (kInfo.high_bits > 0)
-          write_plane<kInfo.high_bits>(words, kInfo.low_bits, chunk + kInfo.low_bytes());
+          write_plane<kInfo.high_bits, kWords>(words, kInfo.low_bits, chunk + kInfo.low_bytes());
       }
     }
   }
@@ -275,6 +297,10 @@ Repacker find_repacker(gguf::TensorType type) {
     case gguf::TensorType::kTQ1_0: return codes<ReadTQ1_0>();
     case gguf::TensorType::kTQ2_0: return codes<ReadTQ2_0>();
     case gguf::TensorType::kQ2_0: return codes<ReadQ2_0>();
+    case gguf::TensorType::kV2: return codes<ReadPairs<Format::kV2>>();
+    case gguf::TensorType::kV2_5: return codes<ReadPairs<Format::kV2_5>>();
+    case gguf::TensorType::kV3: return codes<ReadPairs<Format::kV3>>();
+    case gguf::TensorType::kI8: break;
   }
   return {};
 }

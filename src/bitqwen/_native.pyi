@@ -65,8 +65,15 @@ class GgufFile:
     def check_unchanged(self) -> None: ...
 
 def dequantize(
-    type: int, bytes: NDArray[np.uint8], rows: int, cols: int, threads: int = 0
+    type: int,
+    bytes: NDArray[np.uint8],
+    rows: int,
+    cols: int,
+    threads: int = 0,
+    codebook: NDArray[np.int8] | None = None,
 ) -> NDArray[np.float32]: ...
+def codebook_shape(type: int) -> tuple[int, int] | None: ...
+def codebook_name(tensor: str) -> str: ...
 def type_info(type: int) -> tuple[str, int, int] | None: ...
 def type_name(type: int) -> str: ...
 
@@ -122,6 +129,30 @@ def quantize(
     threads: int = 0,
 ) -> tuple[NDArray[np.uint8], float, float]: ...
 def can_quantize(type: int, fit: str) -> bool: ...
+def fit_codebook(
+    type: int,
+    matrix: NDArray[np.float32],
+    importance: NDArray[np.float32] | None = None,
+    seed: int = 0,
+    threads: int = 0,
+) -> NDArray[np.int8]: ...
+def assign_codes(
+    type: int,
+    codebook: NDArray[np.int8],
+    matrix: NDArray[np.float32],
+    importance: NDArray[np.float32] | None = None,
+    threads: int = 0,
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]: ...
+def pack_codes(
+    type: int, codes: NDArray[np.uint8], scales: NDArray[np.float32], threads: int = 0
+) -> NDArray[np.uint8]: ...
+def codebook_error(
+    type: int,
+    codebook: NDArray[np.int8],
+    bytes: NDArray[np.uint8],
+    matrix: NDArray[np.float32],
+    threads: int = 0,
+) -> tuple[float, float]: ...
 
 # -- measure -----------------------------------------------------------------------------------------------
 

@@ -7,17 +7,27 @@ import pytest
 import gguf
 from bitqwen import _native
 from bitqwen.errors import UnsupportedModelError
-from bitqwen.gguf import TensorType, ValueType, tensor_bytes, type_info
+from bitqwen.gguf import TensorType, ValueType, codebook_shape, tensor_bytes, type_info
+
+OUR_OWN = {TensorType.V2: 2.0, TensorType.V2_5: 2.5, TensorType.V3: 3.0}
 
 
 def test_python_and_native_code_know_the_same_types() -> None:
-    native = {i: _native.type_info(i) for i in range(256)}
+    native = {i: _native.type_info(i) for i in (*range(512), *range(20000, 20512))}
     assert {i: info[0] for i, info in native.items() if info} == {int(t): t.name for t in TensorType}
 
 
 @pytest.mark.parametrize("tensor_type", TensorType, ids=lambda t: t.name)
 def test_ids_and_block_sizes_are_the_mainlines(tensor_type: TensorType) -> None:
     info = type_info(tensor_type)
+    if tensor_type in OUR_OWN:
+        points, dims = codebook_shape(tensor_type) or (0, 0)
+        bits = OUR_OWN[tensor_type]
+        assert (int(tensor_type), info.block_size, dims) == (20000 + int(100 * bits), 128, 2)
+        assert info.block_bytes == 2 + 128 * bits / 8
+        assert points == (16 if bits < 3 else 32)
+        return
+    assert codebook_shape(tensor_type) is None
     if tensor_type == TensorType.Q2_0:  # younger than the gguf package
         assert (int(tensor_type), info.block_size, info.block_bytes) == (42, 64, 2 + 64 // 4)
         return

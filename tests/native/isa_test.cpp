@@ -11,8 +11,8 @@ using namespace bitqwen;
 
 namespace {
 
-constexpr Isa kAll[] = {Isa::kScalar,     Isa::kAvx2, Isa::kAvxVnni,     Isa::kAvx512,
-                        Isa::kAvx512Vnni, Isa::kNeon, Isa::kNeonDotprod, Isa::kNeonI8mm};
+constexpr Isa kAll[] = {Isa::kScalar,     Isa::kAvx2, Isa::kAvxVnni,     Isa::kAvx512,  Isa::kAvx512Vnni,
+                        Isa::kAvx512Vbmi, Isa::kNeon, Isa::kNeonDotprod, Isa::kNeonI8mm};
 
 bool holds(const std::vector<Isa>& isas, Isa isa) {
   return std::find(isas.begin(), isas.end(), isa) != isas.end();

@@ -230,7 +230,7 @@ TEST_CASE("one batch object serves matrices of different formats and widths") {
     set_isa(isa);
     ActivationBatch batch(9, 1024);
     for (int round = 0; round < 40; ++round) {
-      const gguf::TensorType type = kAllTypes[random.below(16)];
+      const gguf::TensorType type = kAllTypes[random.below(std::size(kAllTypes))];
       CAPTURE(type_name(type));
       const int64_t cols = 256 * (1 + random.below(4));
       const int columns = 1 + random.below(9);

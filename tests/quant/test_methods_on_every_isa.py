@@ -24,6 +24,12 @@ for kind, fit in [("Q4_0", "mse"), ("Q4_K", "mse"), ("Q6_K", "mse"), ("Q2_0", "m
         data, error, energy = _native.quantize(int(TensorType[kind]), fit, matrix, weights, 2)
         digest.update(data.tobytes())
         digest.update(repr((error, energy)).encode())
+for kind in ("V2", "V2_5", "V3"):
+    for weights in (None, importance):
+        codebook = _native.fit_codebook(int(TensorType[kind]), matrix, weights, 3, 2)
+        codes, scales = _native.assign_codes(int(TensorType[kind]), codebook, matrix, weights, 2)
+        for part in (codebook, codes, scales, _native.pack_codes(int(TensorType[kind]), codes, scales)):
+            digest.update(part.tobytes())
 print(digest.hexdigest(), _native.isa_name())
 """
 

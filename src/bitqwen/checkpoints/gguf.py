@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitqwen.gguf import GGUFFile, TensorType, keys
+from bitqwen.gguf import GGUFFile, TensorType, codebook_name, codebook_shape, keys
 from bitqwen.models.registry import config_from_gguf
 
 from .checkpoint import Checkpoint, Provenance, file_sha256
@@ -27,7 +27,10 @@ class GGUFCheckpoint(Checkpoint):
     def __init__(self, path: Path, provenance: Provenance | None = None) -> None:
         self.file = GGUFFile(path)
         config = config_from_gguf(self.file.metadata, self.file.tensors, source=str(path))
-        config.validate_gguf({name: info.shape for name, info in self.file.tensors.items()}, source=str(path))
+        tensors = self.file.tensors
+        codebooks = {codebook_name(name) for name, info in tensors.items() if codebook_shape(info.type)}
+        shapes = {name: info.shape for name, info in tensors.items() if name not in codebooks}
+        config.validate_gguf(shapes, source=str(path))
         self.config = config.to_hf()
         self.provenance = provenance or Provenance(source=path.name, kind="gguf")
         self._gguf_name = {
@@ -60,6 +63,10 @@ class GGUFCheckpoint(Checkpoint):
         one, other = (self.file.tensors[self._gguf_name[name]] for name in (first, second))
         if (one.type, one.shape) != (other.type, other.shape):
             return False
+        if codebook_shape(one.type):
+            codebooks = (self.file.raw(codebook_name(info.name)) for info in (one, other))
+            if not np.array_equal(*codebooks):
+                return False
         return bool(np.array_equal(self.file.raw(one.name), self.file.raw(other.name)))
 
     def tokenizer(self) -> TokenizerData:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bitqwen.checkpoints import Checkpoint, open_checkpoint
 from bitqwen.checkpoints.gguf import GGUFCheckpoint
 from bitqwen.errors import CheckpointError, UsageError
-from bitqwen.gguf import GGUFWriter
+from bitqwen.gguf import GGUFWriter, TensorType, codebook_name, codebook_shape
 from bitqwen.models.qwen2 import Qwen2Config
 from bitqwen.models.registry import config_from_hf
 from bitqwen.quant import Encoded, Scheme, TensorPlan, quantize, schemes
@@ -106,6 +106,9 @@ def convert(
         )
         for job in jobs:
             writer.add_tensor(job.spec.gguf_name, job.spec.shape, job.plan.tensor_type)
+            codebook = codebook_shape(job.plan.tensor_type)
+            if codebook:
+                writer.add_tensor(codebook_name(job.spec.gguf_name), codebook, TensorType.I8)
         report.nbytes = writer.nbytes
         writer.begin()
         done = 0
@@ -145,9 +148,10 @@ def _convert_tensor(
     started = time.perf_counter()
     spec, plan, source = job
     nbytes, error, energy = 0, 0.0, 0.0
+    codebook: npt.NDArray[np.int8] | None = None
 
     def parts() -> Iterator[npt.NDArray[np.uint8]]:
-        nonlocal nbytes, error, energy
+        nonlocal nbytes, error, energy, codebook
         values = 0
         for begin, end in _pieces(job):
             piece = checkpoint.read(source, begin, end)
@@ -157,10 +161,14 @@ def _convert_tensor(
             nbytes += encoded.data.nbytes
             error += encoded.error
             energy += encoded.energy
+            codebook = encoded.codebook
             yield encoded.data
             advance(values)
 
     writer.write_parts(spec.gguf_name, parts())
+    if codebook is not None:
+        writer.write(codebook_name(spec.gguf_name), codebook)
+        nbytes += codebook.nbytes
     checkpoint.release(source)
     return TensorReport(
         name=spec.gguf_name,
@@ -183,13 +191,15 @@ def _write_encoded(
     if not (math.isfinite(encoded.energy) and math.isfinite(encoded.error)):
         _encode(checkpoint.read(source), job, 0, 1)  # says what is wrong with it
     writer.write_parts(spec.gguf_name, iter([encoded.data]))
+    if encoded.codebook is not None:
+        writer.write(codebook_name(spec.gguf_name), encoded.codebook)
     return TensorReport(
         name=spec.gguf_name,
         role=spec.role,
         shape=spec.shape,
         source_type=checkpoint.dtype(source),
         tensor_type=plan.tensor_type.name,
-        nbytes=encoded.data.nbytes,
+        nbytes=encoded.data.nbytes + (0 if encoded.codebook is None else encoded.codebook.nbytes),
         error=encoded.error,
         energy=encoded.energy,
         seconds=time.perf_counter() - started,
@@ -200,7 +210,7 @@ def _write_encoded(
 def _pieces(job: Job) -> Iterator[tuple[int, int | None]]:
     """Rows to convert at a time: a whole tensor, or pieces of a large one."""
     shape = job.spec.shape
-    if len(shape) == 1 or job.plan.method == "absmean":  # one scale for the whole matrix
+    if len(shape) == 1 or job.plan.method in ("absmean", "lloyd"):  # one scale, one codebook for all rows
         yield 0, None
         return
     rows = max(1, _PIECE_VALUES // shape[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .reader import GGUFFile, Metadata, TensorInfo
-from .types import TensorType, TypeInfo, ValueType, tensor_bytes, type_info
+from .types import TensorType, TypeInfo, ValueType, codebook_name, codebook_shape, tensor_bytes, type_info
 from .writer import GGUFWriter, check_disk_space
 
 __all__ = [
@@ -15,6 +15,8 @@ __all__ = [
     "TypeInfo",
     "ValueType",
     "check_disk_space",
+    "codebook_name",
+    "codebook_shape",
     "tensor_bytes",
     "type_info",
 ]

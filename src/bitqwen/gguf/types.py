@@ -1,4 +1,7 @@
-"""Types of tensors and of metadata values: ids are the mainline's; layouts come from the native table."""
+"""Types of tensors and of metadata values: ids are the mainline's; layouts come from the native table.
+
+V2, V2_5 and V3 are bitqwen's own: docs/file-format.md.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,10 @@ class TensorType(IntEnum):
     TQ1_0 = 34
     TQ2_0 = 35
     Q2_0 = 42
+    I8 = 24  # codebooks
+    V2 = 20200
+    V2_5 = 20250
+    V3 = 20300
 
 
 class ValueType(IntEnum):
@@ -91,3 +98,17 @@ def tensor_bytes(tensor_type: int, shape: tuple[int, ...]) -> int:
             f"rows of {shape[-1]} values do not fit {info.name}, whose blocks hold {info.block_size}"
         )
     return math.prod(shape) // info.block_size * info.block_bytes
+
+
+@cache
+def codebook_shape(tensor_type: int) -> tuple[int, int] | None:
+    """The shape, points by weights of a vector, of the codebook that a tensor of that type comes with.
+
+    ``None`` for types whose values need no codebook.
+    """
+    return _native.codebook_shape(int(tensor_type))
+
+
+def codebook_name(tensor: str) -> str:
+    """The name of the I8 tensor that holds another tensor's codebook."""
+    return _native.codebook_name(tensor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import codebooks
 from .methods import METHODS, Encoded, Method, Statistics, quantize
 from .recipe import DEFAULT_RECIPE, Recipe
 from .schemes import Scheme, TensorPlan, file_type, get, names
@@ -15,6 +16,7 @@ __all__ = [
     "Scheme",
     "Statistics",
     "TensorPlan",
+    "codebooks",
     "file_type",
     "get",
     "names",

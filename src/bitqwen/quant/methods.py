@@ -18,11 +18,13 @@ from bitqwen import _native
 from bitqwen.errors import UsageError
 from bitqwen.gguf import TensorType
 
+from . import codebooks
+
 Matrix = npt.NDArray[np.float32]
 
 
 class Encoded(NamedTuple):
-    """A quantised matrix: its bytes in the file, and what was lost.
+    """A quantised matrix: its bytes in the file, its codebook (of types that have one), and what was lost.
 
     ``error`` and ``energy`` are the sums of squared differences and of squares. ``energy`` is not finite if
     a value is not; ``error`` is not finite if the type cannot hold a value.
@@ -31,6 +33,7 @@ class Encoded(NamedTuple):
     data: npt.NDArray[np.uint8]
     error: float
     energy: float
+    codebook: npt.NDArray[np.int8] | None = None
 
     @property
     def relative_error(self) -> float:
@@ -71,11 +74,22 @@ def _fit(
     return Encoded(*_native.quantize(int(tensor_type), name, matrix, importance, threads))
 
 
+def _lloyd(matrix: Matrix, tensor_type: TensorType, statistics: Statistics | None, threads: int) -> Encoded:
+    importance = None
+    if statistics is not None:
+        importance = np.ascontiguousarray(statistics.importance, np.float32)
+    codebook = codebooks.fit(matrix, tensor_type, importance=importance, threads=threads)
+    codes, scales = codebooks.assign(matrix, tensor_type, codebook, importance=importance, threads=threads)
+    data = codebooks.pack(codes, scales, tensor_type, threads=threads)
+    return Encoded(data, *codebooks.error(data, matrix, tensor_type, codebook, threads=threads), codebook)
+
+
 METHODS: dict[str, Method] = {
     "plain": partial(_fit, "plain"),  # the type's reference rule
     "mse": partial(_fit, "mse"),  # scales of least weighted squared error
     "ternary": partial(_fit, "ternary"),  # the same with the codes -1, 0 and 1
     "absmean": partial(_fit, "absmean"),  # one scale a matrix, as BitNet b1.58 rounds
+    "lloyd": _lloyd,  # vectors from a codebook of least weighted squared error
 }
 
 

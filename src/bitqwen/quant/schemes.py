@@ -55,6 +55,10 @@ _FILE_TYPES = {
     TensorType.Q6_K: 18,
     TensorType.TQ2_0: 37,
     TensorType.Q2_0: 41,
+    # Our own, like the types.
+    TensorType.V2: 20200,
+    TensorType.V2_5: 20250,
+    TensorType.V3: 20300,
 }
 
 
@@ -173,6 +177,24 @@ _SCHEMES = (
         (TensorPlan(TensorType.Q2_K, "mse"), _Q4_0, _F16),
         _WIDE,
         "2.6 bits in llama.cpp's type, better chosen: usable with --calibration.",
+    ),
+    Scheme(
+        "v3",
+        (TensorPlan(TensorType.V3, "lloyd"), _Q4_0, _F16),
+        _WIDE,
+        "3 bits, as pairs of weights from a codebook; read by bitqwen only.",
+    ),
+    Scheme(
+        "v2.5",
+        (TensorPlan(TensorType.V2_5, "lloyd"), _Q4_0, _F16),
+        _WIDE,
+        "2.5 bits, as pairs of weights from a codebook: half the error of w2; read by bitqwen only.",
+    ),
+    Scheme(
+        "v2",
+        (TensorPlan(TensorType.V2, "lloyd"), _Q4_0, _F16),
+        _WIDE,
+        "2 bits, as pairs of weights from a codebook: less error than w2, and smaller; read by bitqwen only.",
     ),
     Scheme(
         "w2",
