@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <new>
+#include <optional>
 
 #include "bindings/bindings.h"
 #include "errors.h"
@@ -169,7 +170,7 @@ void bind_gguf(nb::module_& m) {
           [](nb::handle self, std::string_view name) {
             const File& file = nb::cast<const File&>(self);
             file.check_unchanged();
-            const TensorView view = file.view(tensor_named(file, name));
+            const TensorView view = file.raw_view(tensor_named(file, name));
             return nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(view.bytes.data(), {view.bytes.size()},
                                                                       self);
           },
@@ -193,7 +194,9 @@ void bind_gguf(nb::module_& m) {
           "Rows [begin, end) as float32 [rows, columns].")
       .def(
           "release",
-          [](const File& file, std::string_view name) { file.release(file.view(tensor_named(file, name))); },
+          [](const File& file, std::string_view name) {
+            file.release(file.raw_view(tensor_named(file, name)));
+          },
           "name"_a, "Lets the system drop the tensor's pages from this process.")
       .def("type_name", &File::type_name, "type"_a, "A readable name for a tensor type of this file.")
       .def("check_unchanged", &File::check_unchanged);

@@ -39,8 +39,10 @@ NB_MODULE(_native, m) {
 #ifdef BITQWEN_HAS_gguf
   bitqwen::bind_gguf(m);
 #endif
-#ifdef BITQWEN_HAS_quant
+#ifdef BITQWEN_HAS_codebook
   bitqwen::bind_codebook(m);
+#endif
+#ifdef BITQWEN_HAS_quant
   bitqwen::bind_quant(m);
 #endif
 #ifdef BITQWEN_HAS_engine

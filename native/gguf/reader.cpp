@@ -276,7 +276,7 @@ std::string File::origin() const {
   return text.empty() ? text : text + ")";
 }
 
-TensorView File::view(const TensorInfo& tensor) const {
+TensorView File::raw_view(const TensorInfo& tensor) const {
   const TypeInfo* info = find_type(tensor.type_id);
   if (!info) {
     throw Error(ErrorKind::kUnsupported,
@@ -291,7 +291,13 @@ TensorView File::view(const TensorInfo& tensor) const {
   view.cols = tensor.dimensions[0];
   for (size_t d = 1; d < tensor.dimensions.size(); ++d) view.rows *= tensor.dimensions[d];
   view.bytes = std::span(data_ + tensor.offset, tensor.bytes);
-  if (info->codebook.entries > 0) view.codebook = codebook_of(tensor, *info);
+  return view;
+}
+
+TensorView File::view(const TensorInfo& tensor) const {
+  TensorView view = raw_view(tensor);
+  const TypeInfo& info = type_info(view.type);
+  if (info.codebook.entries > 0) view.codebook = codebook_of(tensor, info);
   return view;
 }
 

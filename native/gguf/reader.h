@@ -47,9 +47,11 @@ class File {
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
   /// The tensor of that name, or nullptr.
   const TensorInfo* find_tensor(std::string_view name) const;
-  /// The tensor's bytes. Throws Error(kUnsupported) when its type is not one this build reads.
-  /// or Error(kFormat) when its codebook is missing or damaged.
+  /// The tensor's bytes. Throws Error(kUnsupported) when its type is not one this build reads,
+  /// Error(kFormat) when its codebook is missing or damaged.
   TensorView view(const TensorInfo& tensor) const;
+  /// The same without the codebook.
+  TensorView raw_view(const TensorInfo& tensor) const;
 
   /// Throws Error(kFile) when the file has another size or modification time than when it was opened.
   /// To be called before bytes are read: reading what was cut off since ends the process (SIGBUS).

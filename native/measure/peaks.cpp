@@ -113,7 +113,8 @@ double multiply_adds(int64_t rounds, Isa isa) {
     case Isa::kAvx2: return dots_avx2(rounds);
     case Isa::kAvxVnni: return dots_avxvnni(rounds);
     case Isa::kAvx512: return dots_avx512(rounds);
-    case Isa::kAvx512Vnni: return dots_avx512vnni(rounds);
+    case Isa::kAvx512Vnni:
+    case Isa::kAvx512Vbmi: return dots_avx512vnni(rounds);
     default: return 0;
   }
 #elif defined(__aarch64__)

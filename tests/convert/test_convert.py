@@ -34,7 +34,7 @@ def gguf_name(hf_name: str) -> str:
 
 
 # The gguf package does not know Q2_0 yet; llama.cpp does: see test_same_greedy_tokens.py. Our own types are
-# tested in test_codebooks.py.
+# tested in test_codebook_files.py.
 @pytest.mark.parametrize("scheme", [name for name in names() if name not in ("w2", "v2", "v2.5", "v3")])
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_scheme_writes_a_file_that_the_gguf_package_reads(tiny_checkpoint, tmp_path, scheme, tied):

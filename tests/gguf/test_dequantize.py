@@ -16,17 +16,26 @@ from hypothesis import strategies as st
 import gguf
 from bitqwen import _native
 from bitqwen.errors import UsageError
-from bitqwen.gguf import TensorType, type_info
+from bitqwen.gguf import TensorType, codebook_shape, type_info
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
-PACKAGE_TYPES = [t for t in TensorType if t != TensorType.Q2_0]  # the gguf package knows no Q2_0
+MAINLINE = [t for t in TensorType if not codebook_shape(t)]  # ours: tests/quant/test_codebooks.py
+# The gguf package knows no Q2_0, and I8 as numpy's.
+PACKAGE_TYPES = [t for t in MAINLINE if t not in (TensorType.Q2_0, TensorType.I8)]
 
 
 def dequantize(tensor_type: TensorType, data: Bytes, threads: int = 1) -> Floats:
     values = data.size // type_info(tensor_type).block_bytes * type_info(tensor_type).block_size
-    return _native.dequantize(int(tensor_type), data, 1, values, threads)[0]
+    return _native.dequantize(int(tensor_type), data, 1, values, threads, codebook(tensor_type))[0]
+
+
+def codebook(tensor_type: TensorType) -> npt.NDArray[np.int8] | None:
+    shape = codebook_shape(tensor_type)
+    if shape is None:
+        return None
+    return (np.random.default_rng(0).integers(-16, 16, shape) * 2 + 1).astype(np.int8)
 
 
 def assert_same_bits(ours: Floats, theirs: Floats) -> None:
@@ -87,7 +96,7 @@ def ggml_dequantize() -> Callable[[TensorType, Bytes], Floats]:
     return run
 
 
-@pytest.mark.parametrize("tensor_type", [t for t in TensorType if t != TensorType.F32], ids=lambda t: t.name)
+@pytest.mark.parametrize("tensor_type", [t for t in MAINLINE if t != TensorType.F32], ids=lambda t: t.name)
 def test_equals_llama_cpp(
     tensor_type: TensorType, ggml_dequantize: Callable[[TensorType, Bytes], Floats]
 ) -> None:
@@ -120,9 +129,14 @@ def test_threads_do_not_change_the_values(
 ) -> None:
     data = random_blocks(tensor_type, rows * row_blocks)
     cols = row_blocks * type_info(tensor_type).block_size
-    values = _native.dequantize(int(tensor_type), data, rows, cols, threads)
+    values = _native.dequantize(int(tensor_type), data, rows, cols, threads, codebook(tensor_type))
     assert values.shape == (rows, cols)
     assert_same_bits(values.reshape(-1), dequantize(tensor_type, data))
+
+
+def test_i8_is_numpy_s() -> None:
+    data = random_blocks(TensorType.I8)
+    assert_same_bits(dequantize(TensorType.I8, data), data.view(np.int8).astype(np.float32))
 
 
 def test_many_rows_over_several_threads() -> None:

@@ -25,6 +25,7 @@ from bitqwen.gguf import (
     TensorType,
     ValueType,
     check_disk_space,
+    codebook_shape,
     tensor_bytes,
     type_info,
 )
@@ -55,7 +56,8 @@ def test_the_gguf_package_reads_it(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     tensors = {}
     for tensor_type in TensorType:
-        if tensor_type == TensorType.Q2_0:  # the package refuses a file with a type that it does not know
+        # The package refuses a file with a type that it does not know.
+        if tensor_type == TensorType.Q2_0 or codebook_shape(tensor_type):
             continue
         shape = (3, 2 * type_info(tensor_type).block_size)
         data = rng.integers(0, 256, tensor_bytes(tensor_type, shape), dtype=np.uint8).tobytes()

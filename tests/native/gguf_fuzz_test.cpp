@@ -88,7 +88,8 @@ double read_all(const gguf::File& file) {
     const gguf::TensorView view = file.view(tensor);
     CHECK(view.bytes.size() == static_cast<uint64_t>(view.rows * view.row_bytes()));
     for (size_t at = 0; at < view.bytes.size(); at += info->block_bytes) {
-      gguf::dequantize(info->type, view.bytes.data() + at, info->block_size, values.data());
+      gguf::dequantize(info->type, view.bytes.data() + at, info->block_size, values.data(),
+                       view.codebook.data());
       total += static_cast<double>(values[0]);
     }
   }

@@ -56,5 +56,5 @@ def test_impossible_choices_say_what_is_allowed(arguments, message):
 
 
 def test_an_unknown_scheme_lists_the_known_ones():
-    with pytest.raises(UsageError, match="w4, q3_k, q2_k, w2"):
+    with pytest.raises(UsageError, match=r"w4, q3_k, v3, q2_k, v2\.5, w2, v2"):
         get("w3.5")

@@ -173,16 +173,16 @@ _SCHEMES = (
         "3.4 bits in llama.cpp's type, better chosen: good with --calibration.",
     ),
     Scheme(
-        "q2_k",
-        (TensorPlan(TensorType.Q2_K, "mse"), _Q4_0, _F16),
-        _WIDE,
-        "2.6 bits in llama.cpp's type, better chosen: usable with --calibration.",
-    ),
-    Scheme(
         "v3",
         (TensorPlan(TensorType.V3, "lloyd"), _Q4_0, _F16),
         _WIDE,
         "3 bits, as pairs of weights from a codebook; read by bitqwen only.",
+    ),
+    Scheme(
+        "q2_k",
+        (TensorPlan(TensorType.Q2_K, "mse"), _Q4_0, _F16),
+        _WIDE,
+        "2.6 bits in llama.cpp's type, better chosen: usable with --calibration.",
     ),
     Scheme(
         "v2.5",
@@ -191,16 +191,16 @@ _SCHEMES = (
         "2.5 bits, as pairs of weights from a codebook: half the error of w2; read by bitqwen only.",
     ),
     Scheme(
-        "v2",
-        (TensorPlan(TensorType.V2, "lloyd"), _Q4_0, _F16),
-        _WIDE,
-        "2 bits, as pairs of weights from a codebook: less error than w2, and smaller; read by bitqwen only.",
-    ),
-    Scheme(
         "w2",
         (TensorPlan(TensorType.Q2_0, "mse"), _Q4_0, _F16),
         _WIDE,
         "2 bits with fitted scales: smallest, and clearly damaged without calibration; for experiments.",
+    ),
+    Scheme(
+        "v2",
+        (TensorPlan(TensorType.V2, "lloyd"), _Q4_0, _F16),
+        _WIDE,
+        "2 bits, as pairs of weights from a codebook: less error than w2, and smaller; read by bitqwen only.",
     ),
     Scheme(
         "ternary",
