@@ -64,8 +64,8 @@ class GGUFCheckpoint(Checkpoint):
         if (one.type, one.shape) != (other.type, other.shape):
             return False
         if codebook_shape(one.type):
-            codebooks = (self.file.raw(codebook_name(info.name)) for info in (one, other))
-            if not np.array_equal(*codebooks):
+            first, second = codebook_name(one.name), codebook_name(other.name)
+            if not np.array_equal(self.file.raw(first), self.file.raw(second)):
                 return False
         return bool(np.array_equal(self.file.raw(one.name), self.file.raw(other.name)))
 
