@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import bitqwen
 from bitqwen.convert import convert
 from helpers.fake_hub import FakeHub, FakeRepository, fake_hub
 
@@ -104,3 +105,33 @@ def test_commands_of_the_migration_table_exist():
     found = re.findall(r"`bitqwen (\w+)", (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8"))
     assert len(found) > 8
     assert set(found) <= set(verbs)
+
+
+@pytest.mark.parametrize(
+    "command", ["run qwen2.5.gguf -p Hi", "kernels generate 8B -o kernels"], ids=["model", "kernels"]
+)
+def test_troubleshooting_shows_the_actual_messages(command, workshop):
+    folder, variables = workshop
+    result = subprocess.run(
+        [sys.executable, "-m", "bitqwen", *command.split()],
+        cwd=folder,
+        env=variables,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode
+    assert result.stderr in [text for _, text in blocks(ROOT / "docs" / "troubleshooting.md")]
+
+
+def test_the_container_and_its_client_are_described_in_valid_files():
+    """Docker itself is not asked: what can be held without it."""
+    yaml = pytest.importorskip("yaml")
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    assert set(compose["services"]) == {"bitqwen", "open-webui"}
+    for template in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        assert yaml.safe_load(template.read_text())
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == bitqwen.__version__
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert "USER bitqwen" in dockerfile
+    assert "HEALTHCHECK" in dockerfile
