@@ -14,6 +14,7 @@ TINY = ("-p", "8", "-n", "4", "-r", "2", "-t", "1")
 def test_rows_as_json(bitqwen, tiny_gguf):
     result = bitqwen("bench", tiny_gguf, *TINY, "-d", "0,32", "-o", "json")
     assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
     found = json.loads(result.stdout)
     assert [row["test"] for row in found["rows"]] == ["pp8", "tg4", "pp8 @ d32", "tg4 @ d32"]
     model = Model.open(tiny_gguf, threads=1)
@@ -32,7 +33,7 @@ def test_rows_as_json(bitqwen, tiny_gguf):
     config = model.config
     assert deep - shallow == pytest.approx(32 * 2 * config.layers * config.kv_heads * config.head_dim * 2)
     assert found["machine"]["cpu"]
-    assert len(found["read_gb_per_second"]["1"]) == 2 * 4
+    assert len(found["read_gb_per_second"]["1"]) == 2 * 4 * 4
 
 
 def test_instruction_sets_and_threads_take_turns(bitqwen, tiny_gguf):

@@ -15,6 +15,7 @@ from bitqwen.errors import BitqwenError, UsageError
 from .plan import Side, Test
 from .worker import ENGINES
 
+_WORKER = "import sys; from bitqwen.measure.bench.worker import main; sys.exit(main())"
 _LLAMA_BENCH_TIMEOUT = 3600  # seconds
 
 
@@ -59,7 +60,7 @@ class Worker:
             environment["BITQWEN_ISA"] = side.isa
         self._side = side
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bitqwen.measure.bench.worker"],
+            [sys.executable, "-c", _WORKER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,

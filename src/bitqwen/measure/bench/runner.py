@@ -16,6 +16,8 @@ from .results import Report, Row
 
 # More than any last-level cache of one socket, and a pass of it takes some 20 ms.
 _READ_BYTES = 512 << 20
+# Short passes beside long tests: on a shared machine a single one is easily disturbed.
+_PASSES = 4
 _WARM_UP = 8
 
 Progress = Callable[[str, int, int], None]
@@ -78,7 +80,7 @@ def run(
         for _ in range(repetitions):
             for test in tests:
                 for threads, peak in peaks.items():
-                    report.bandwidth[threads].append(peak.read_bandwidth())
+                    report.bandwidth[threads] += [peak.read_bandwidth() for _ in range(_PASSES)]
                     report.int8_rate[threads].append(peak.int8_rate())
                 for side, process in zip(sides, opened, strict=True):
                     step(f"{test.name}: {side.label}")

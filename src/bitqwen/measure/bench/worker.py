@@ -182,7 +182,3 @@ def main() -> int:
         except BitqwenError as error:
             answer({"error": error.message, "hint": error.hint, "class": type(error).__name__})
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
