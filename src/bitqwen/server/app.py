@@ -36,6 +36,7 @@ from bitqwen.server import (
 )
 from bitqwen.server.errors import ApiError, from_exception, openai_body
 from bitqwen.server.gate import Gate
+from bitqwen.server.openapi import route_for
 from bitqwen.server.service import Service
 from bitqwen.server.settings import ServerSettings
 
@@ -85,8 +86,9 @@ def create_app(
             await loading
         await asyncio.get_running_loop().run_in_executor(None, service.close)
 
+    routes = [route for module in API_MODULES for route in module.routes()]
     app = Starlette(
-        routes=[route for module in API_MODULES for route in module.routes()],
+        routes=[*routes, route_for(routes)],
         lifespan=lifespan,
         exception_handlers={
             ApiError: _refuse,
