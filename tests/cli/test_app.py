@@ -18,7 +18,10 @@ VERBS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-define
 
 
 def test_verbs() -> None:
-    assert VERBS == ["bench", "chat", "convert", "demo", "eval", "inspect", "pull", "run", "serve"]
+    assert VERBS == [
+        "bench", "chat", "convert", "demo", "doctor", "eval",
+        "inspect", "kernels", "pull", "run", "serve", "setup",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -114,6 +114,14 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self._master, keys.encode())
 
+    def press_ctrl_c(self, words: str) -> str:
+        """Until these words come: readline does not see a Ctrl-C between its prompt and its waiting."""
+        for _ in range(60):
+            self.type("\x03")
+            if select.select([self._master], [], [], 2)[0]:
+                break
+        return self.wait_for(words)
+
     def wait_for(self, words: str) -> str:
         """Reads until these words have come; returns what came up to their end."""
         while words not in self.seen:
@@ -146,8 +154,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(terminal, own_cache):
     terminal.type("the fox\n")
     terminal.wait_for("the fox\r\n")
     terminal.wait_for(" ")  # the answer has begun, and would go on to the end of 4096 tokens
-    terminal.type("\x03")
-    stopped = terminal.wait_for(", stopped]")
+    stopped = terminal.press_ctrl_c(", stopped]")
     assert "Traceback" not in stopped
     terminal.wait_for(">>> ")
     terminal.type("/set max_tokens 4\n")
@@ -156,8 +163,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(terminal, own_cache):
     terminal.type("and the dog\n")
     terminal.wait_for("[4 tokens, ")
     terminal.wait_for(">>> ")
-    terminal.type("\x03")
-    terminal.wait_for("/exit or Ctrl-D leaves.")
+    terminal.press_ctrl_c("/exit or Ctrl-D leaves.")
     terminal.wait_for(">>> ")
     terminal.type("\x04")
     assert terminal.process.wait(60) == 0

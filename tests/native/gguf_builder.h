@@ -20,8 +20,10 @@ class Bytes {
  public:
   template <class T>
   Bytes& number(T value) {
-    const auto* p = reinterpret_cast<const uint8_t*>(&value);
-    data.insert(data.end(), p, p + sizeof value);
+    // Not insert(): gcc 12 for ARM takes its growing for a write out of bounds.
+    const size_t end = data.size();
+    data.resize(end + sizeof value);
+    std::memcpy(data.data() + end, &value, sizeof value);
     return *this;
   }
   Bytes& string(std::string_view text) {

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="kernels",
     help="Generate kernels for one model's shapes.",
+    epilog=options.epilog("bitqwen kernels generate 7B -o preset_kernels/qwen25-7b"),
     no_args_is_help=True,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -301,10 +301,10 @@
   $("key").value = recall(session, "key");
   $("key").addEventListener("change", () => { remember(session, "key", $("key").value); listModels(); });
   $("fields").addEventListener("submit", (event) => event.preventDefault());
-  $("fields").addEventListener("reset", () => setTimeout(() => {
+  $("fields").addEventListener("reset", () => {
     for (const name of SAVED) if (name !== "model") remember(local, name, "");
     remember(session, "key", "");
-  }));
+  });
   listModels();
   $("prompt").focus();
 })();
