@@ -169,7 +169,8 @@ class CalibratedEncoder:
 
 def decoded(encoded: Encoded, tensor_type: TensorType, shape: tuple[int, ...]) -> Matrix:
     """What a quantised matrix stands for: float32, of that shape."""
-    return _native.dequantize(int(tensor_type), encoded.data, *shape)
+    rows, cols = shape
+    return _native.dequantize(int(tensor_type), encoded.data, rows, cols, codebook=encoded.codebook)
 
 
 def lost_share(matrix: Matrix, other: Matrix, moments: Matrix) -> float:

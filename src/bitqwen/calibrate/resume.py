@@ -46,7 +46,8 @@ class KeptLayers:
                     if kind != "data":
                         continue
                     error, energy, share = kept[f"sums:{name}"].tolist()
-                    encoded[name] = Encoded(kept[entry], error, energy)
+                    codebook = kept[f"codebook:{name}"] if f"codebook:{name}" in kept.files else None
+                    encoded[name] = Encoded(kept[entry], error, energy, codebook)
                     importance[name] = kept[f"importance:{name}"]
                     if np.isfinite(share):
                         lost[name] = share
@@ -75,6 +76,8 @@ class KeptLayers:
         arrays: dict[str, npt.NDArray[np.generic]] = {}
         for name, result in encoded.items():
             arrays[f"data:{name}"] = result.data
+            if result.codebook is not None:
+                arrays[f"codebook:{name}"] = result.codebook
             arrays[f"sums:{name}"] = np.array([result.error, result.energy, lost.get(name, np.nan)])
             arrays[f"importance:{name}"] = importance[name]
         temporary = self._folder / "part.npz"

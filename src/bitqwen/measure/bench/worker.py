@@ -88,7 +88,7 @@ class LlamaCpp:
                 "llama-cpp-python is not installed.", hint="pip install llama-cpp-python"
             ) from error
         self.module = llama_cpp
-        types = {"int8": {"type_k": llama_cpp.GGML_TYPE_Q8_0, "type_v": llama_cpp.GGML_TYPE_Q8_0}}
+        cache_type = llama_cpp.GGML_TYPE_Q8_0 if kv == "int8" else None
         self.model = llama_cpp.Llama(
             model,
             n_ctx=context,
@@ -97,7 +97,8 @@ class LlamaCpp:
             n_batch=512,
             flash_attn=kv == "int8",  # it needs that for a quantised cache
             verbose=False,
-            **types.get(kv, {}),
+            type_k=cache_type,
+            type_v=cache_type,
         )
         self.vocab_size = self.model.n_vocab()
 
