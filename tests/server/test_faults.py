@@ -9,6 +9,7 @@ import threading
 import time
 
 import httpx
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,9 +32,9 @@ def address(client) -> tuple[str, int]:
     return host, int(port)
 
 
-def raw_request(client, fields) -> bytes:
+def raw_request(client, fields, path=COMPLETE) -> bytes:
     data = json.dumps(fields).encode()
-    head = f"POST {COMPLETE} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
     return head.encode() + data
 
 
@@ -49,6 +50,25 @@ def test_a_client_that_goes_away_in_mid_stream_frees_its_memory(start_app):
             connection.sendall(raw_request(client, fields))
             until(lambda: scheduler.running)
         until(lambda: not scheduler.running and model.free_positions == free)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "the fox"}]}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "the fox"}], "max_tokens": 400}),
+        ("/v1/responses", {"input": "the fox"}),
+    ],
+)
+def test_a_stream_of_any_interface_ends_with_its_client(start_app, path, fields):
+    client = start_app(prefix_cache=False, stream_buffer=2)
+    scheduler, model = client.live.served.scheduler, client.live.served.language_model.model
+    free = model.free_positions
+    with socket.create_connection(address(client)) as connection:
+        fields = fields | {"model": client.live.served.name, "stream": True}
+        connection.sendall(raw_request(client, fields, path))
+        until(lambda: scheduler.running)
+    until(lambda: not scheduler.running and model.free_positions == free)
 
 
 def test_two_hundred_half_open_connections_keep_nobody_out(start_app):

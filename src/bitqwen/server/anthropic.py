@@ -22,6 +22,7 @@ from bitqwen.generation.tool_calls import (
 )
 from bitqwen.server.anthropic_messages import MessagesBody, Prompt
 from bitqwen.server.errors import ApiError, from_exception, invalid
+from bitqwen.server.generating import client_of
 from bitqwen.server.handle import GenerationHandle
 from bitqwen.server.operations import takes
 from bitqwen.server.requests import Delta, GenerationRequest, Usage
@@ -93,13 +94,16 @@ async def messages(request: Request, body: MessagesBody) -> Response:
             max_tokens=body.max_tokens,
             stop=body.stop_sequences,
             constraint=constraint,
-            client=request.client.host if request.client else "",
+            client=client_of(request, None),
         )
     )
     if body.stream:
         events = _MessageEvents(model.name, handle, form.reader()).run()
         return EventStream(
-            events, ping=event({"type": "ping"}, name="ping"), ping_seconds=service.settings.ping_seconds
+            events,
+            ping=event({"type": "ping"}, name="ping"),
+            ping_seconds=service.settings.ping_seconds,
+            on_close=handle.cancel,
         )
     return JSONResponse(await while_connected(request, _whole(model.name, handle, form.reader())))
 

@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from bitqwen.generation.tool_calls import ArgumentsPiece, CallEnded, CallStarted, TextPiece, ToolCallEvent
 from bitqwen.server.errors import from_exception, invalid
+from bitqwen.server.generating import client_of
 from bitqwen.server.handle import GenerationHandle
 from bitqwen.server.operations import takes
 from bitqwen.server.requests import Delta, GenerationRequest, Usage
@@ -59,13 +60,13 @@ async def responses(request: Request, body: ResponsesBody) -> Response:
             sampling=sampling,
             max_tokens=body.max_output_tokens or most,
             constraint=constraint,
-            client=request.client.host if request.client else "",
+            client=client_of(request, None),
         )
     )
     base = {"model": model.name, **body.echoed(sampling)}
     if body.stream:
         events = _ResponseEvents(base, handle, form.reader()).run()
-        return EventStream(events, ping_seconds=service.settings.ping_seconds)
+        return EventStream(events, ping_seconds=service.settings.ping_seconds, on_close=handle.cancel)
     return JSONResponse(await while_connected(request, _whole(base, handle, form.reader())))
 
 

@@ -66,7 +66,7 @@ class EventStream(Response):
         *,
         ping: str = ": ping\n\n",
         ping_seconds: float = 15.0,
-        on_close: Callable[[], None] = lambda: None,
+        on_close: Callable[[], None],
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(
