@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bitqwen.errors import ModelFileError, UsageError
+from bitqwen.files import atomic_file
 from bitqwen.generation.sampling import SamplingParams, check_integer
 
 Message = dict[str, Any]
@@ -101,12 +101,10 @@ class Conversation:
             ensure_ascii=False,
             indent=1,
         )
-        partial = file.with_name(f".{file.name}.{os.getpid()}.tmp")
         try:
-            partial.write_text(text + "\n", encoding="utf-8")
-            partial.replace(file)
+            with atomic_file(file) as partial:
+                partial.write(text.encode() + b"\n")
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise ModelFileError(f"Cannot write {file}: {error.strerror}.") from error
 
     def load(self, file: Path) -> None:

@@ -301,7 +301,7 @@ def _progress(*, shown: bool) -> Iterator[Callable[[str, int, int], None]]:
 def _write(path: Path, report: dict[str, Any]) -> None:
     import json
 
-    from bitqwen.measure.files import atomic_file
+    from bitqwen.files import atomic_file
 
     with atomic_file(path) as file:
         file.write(json.dumps(report, ensure_ascii=False, indent=2, allow_nan=False).encode() + b"\n")

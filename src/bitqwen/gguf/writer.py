@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
 from bitqwen.errors import BitqwenError, ModelFileError, ResourceError, UsageError
+from bitqwen.files import sync_folder
 
 from .types import ValueType, tensor_bytes
 from .values import encode_string, encode_value
@@ -200,12 +201,7 @@ class GGUFWriter:
             raise _write_error(self.path, error) from error
         self._file = self._temporary = None
         self._new_folders = []
-        with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the file has its name
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        sync_folder(self.path.parent)
 
     def abort(self) -> None:
         """Removes what was written and the folders made for it, unless the file is finished."""

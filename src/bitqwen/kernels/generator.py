@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitqwen.errors import UsageError
-from bitqwen.measure.files import atomic_file
+from bitqwen.files import atomic_file
 from bitqwen.models.qwen2 import Qwen2Config
 
 from .shapes import MatrixShape, matrix_shapes

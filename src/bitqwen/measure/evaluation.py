@@ -17,10 +17,10 @@ import numpy.typing as npt
 from bitqwen.errors import UsageError
 from bitqwen.generation.tokenizer import Tokenizer
 
+from ..files import atomic_file
 from . import divergence, perplexity, reference, truncation
 from .distributions import distribution
 from .divergence import Divergence, TokenScores
-from .files import atomic_file
 from .passages import Passage, ScoringModel, logit_rows
 from .perplexity import Perplexity
 from .reference import ReferenceFile

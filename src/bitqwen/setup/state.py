@@ -10,7 +10,7 @@ from typing import Any
 
 from bitqwen.checkpoints.checkpoint import file_sha256
 from bitqwen.errors import UsageError
-from bitqwen.measure.files import atomic_file
+from bitqwen.files import atomic_file
 
 _NAME = "setup-state.json"
 

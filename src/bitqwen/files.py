@@ -1,4 +1,4 @@
-"""Result files that are complete or absent."""
+"""Files that are complete or absent."""
 
 from __future__ import annotations
 
@@ -27,9 +27,14 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the file has its name
-        folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder last, where the file system can."""
+    with contextlib.suppress(OSError):  # some cannot sync a folder; the files have their names
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(descriptor)
         finally:
-            os.close(folder)
+            os.close(descriptor)
