@@ -9,7 +9,7 @@ FROM python:3.12-slim-bookworm
 RUN useradd --create-home --uid 1000 bitqwen
 COPY --from=build /wheels /wheels
 RUN pip install --no-cache-dir --no-index --find-links /wheels 'bitqwen[serve]' && rm -rf /wheels
-USER bitqwen
+USER 1000
 ENV BITQWEN_CACHE=/home/bitqwen/cache
 EXPOSE 8080
 HEALTHCHECK --interval=30s --timeout=5s --start-period=120s \

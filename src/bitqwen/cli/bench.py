@@ -88,9 +88,10 @@ def bench(
         list[str] | None,
         typer.Option(
             "--against",
-            help="Also run a peer, in turns: llama-cpp-python, or the path of a llama-bench program; may be "
-            "given again.",
-            metavar="PEER",
+            help="Also run a peer, in turns: llama-cpp-python, ik-llama-cpp-python, the path of a "
+            "llama-bench program, or FILE.gguf for bitqwen on another model; NAME=FILE.gguf is a peer on "
+            "another model. May be given again.",
+            metavar="PEER[=FILE]",
             show_default=False,
             rich_help_panel=SIDES,
         ),
@@ -109,6 +110,17 @@ def bench(
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            help="Also draw the results, as .svg or .png: speed by bits, quality by bytes where the files "
+            "carry receipts, the roofline, speed by depth; with --compare, of both reports.",
+            metavar="FILE",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
@@ -118,10 +130,14 @@ def bench(
     measures the read bandwidth and the int8 peak beside them. MB/token is what decoding a token must read:
     packed weights, and the KV cache so far. Energy is read from the machine's own counters or not given.
     """
-    from bitqwen.measure.bench import run, tables, tests
+    from bitqwen.measure.bench import plots, run, tables, tests
 
+    if plot is not None:
+        plots.check(plot)
     if compare is not None:
         terminal.print_line(tables.compare(*compare))
+        if plot is not None:
+            plots.draw([tables.read(path) for path in compare], plot)
         return
     if not models:
         raise UsageError("MODEL is missing.", hint="For example: bitqwen bench qwen.gguf -p 512 -n 128")
@@ -132,6 +148,9 @@ def bench(
     with _progress(shown=not quiet) as advance:
         report = run(sides, chosen, repetitions=repetitions, progress=advance)
     terminal.print_line(tables.text(report, form))
+    if plot is not None:
+        drawn = plots.draw([report.as_json()], plot)
+        terminal.say(f"{plot}: {', '.join(drawn)}", quiet=quiet)
 
 
 def _sides(
@@ -152,15 +171,24 @@ def _sides(
             raise UsageError(
                 f"--isa {name}: this CPU and build cannot run it.", hint="Allowed: " + ", ".join(usable) + "."
             )
-    sides = []
+    sides: list[Side] = []
+    peers = [_peer(text) for text in against]
     for model in models:
         whole = model.lower().endswith(".gguf")
         paths = [gguf_path(model, scheme=name) for name in (["w4"] if whole else scheme.split(","))]
         for path in paths:
             for count in counts:
                 sides += [Side("bitqwen", path, count, name, kv) for name in isas]
-                sides += [Side(peer, path, count, None, kv) for peer in against]
+                sides += [Side(name, other or path, count, None, kv, peer=True) for name, other in peers]
     return list(dict.fromkeys(sides))
+
+
+def _peer(text: str) -> tuple[str, Path | None]:
+    """``NAME``, ``NAME=FILE.gguf`` or ``FILE.gguf`` -> the engine, and its model if it is another one."""
+    name, _, file = text.rpartition("=") if text.lower().endswith(".gguf") else (text, "", "")
+    if file and not Path(file).is_file():
+        raise UsageError(f"--against {text}: there is no file {file}.", hint="Give the path of a GGUF file.")
+    return name or "bitqwen", Path(file) if file else None
 
 
 def _numbers(text: str, flag: str) -> list[int]:

@@ -210,7 +210,7 @@ def _energy() -> Check:
     meter = EnergyMeter()
     if meter.reason:
         return Check("energy", "warning", f"not readable: {meter.reason}", meter.cure)
-    return Check("energy", "ok", "RAPL: " + ", ".join(meter.names))
+    return Check("energy", "ok", f"{meter.kind}: {', '.join(meter.names)}")
 
 
 def _extras() -> Check:

@@ -20,7 +20,14 @@ MACHINE = {
     "memory_gib": 4.0,
     "system": "Linux",
 }
-FACTS = {"isa": "avx2", "decode_bytes": 1000, "kv_bytes": 10, "body_macs": 500, "energy_reason": "no counter"}
+FACTS = {
+    "isa": "avx2",
+    "decode_bytes": 1000,
+    "kv_bytes": 10,
+    "body_macs": 500,
+    "energy": "RAPL",
+    "energy_reason": "no counter",
+}
 
 
 @pytest.fixture
@@ -30,8 +37,9 @@ def model(tmp_path):
     return path
 
 
-def row(model, kind="tg", seconds=(2.0, 1.0), depth=0, engine="bitqwen", facts=FACTS, **more):
-    return Row(Side(engine, model, 1), Test(kind, 4, depth), list(seconds), facts=facts, **more)
+def row(model, kind="tg", seconds=(2.0, 1.0), depth=0, engine="bitqwen", facts=FACTS, peer=False, **more):
+    side = Side(engine, model, 1, peer=peer or engine != "bitqwen")
+    return Row(side, Test(kind, 4, depth), list(seconds), facts=facts, **more)
 
 
 def report(*rows):
@@ -65,6 +73,29 @@ def test_a_peers_bytes_are_not_guessed(model):
     assert row(model, engine="llama-cpp-python", facts={"version": "1"}).bytes_per_token is None
 
 
+def test_a_peer_on_another_model_is_compared_with_each_of_ours(model, tmp_path):
+    wide, small = tmp_path / "f16.gguf", tmp_path / "small.gguf"
+    for path in (wide, small):
+        path.write_bytes(b"x")
+    rows = [
+        row(model, joules=[4.0]),
+        row(small, seconds=(1.0, 0.5), joules=[2.0]),
+        row(wide, seconds=(4.0, 2.0), joules=[8.0], peer=True),
+    ]
+    text = tables.text(report(*rows), "md")
+    assert "| 2.00x (tiny), 4.00x (small) | 0.50x (tiny), 0.25x (small) |" in text
+    assert [each["peer"] for each in report(*rows).as_json()["rows"]] == [False, False, True]
+
+
+def test_a_coarse_counter_says_nothing_of_a_short_test(model):
+    short, long = row(model, joules=[36.0, 0.0], least_joules=360.0), row(model, joules=[360.0, 396.0])
+    assert short.joules_per_token is None
+    assert "360 J" in short.energy_reason
+    assert "larger -n" in tables.text(report(short), "md")
+    assert long.joules_per_token == pytest.approx(94.5)
+    assert long.energy_reason == ""
+
+
 def test_energy_is_measured_or_absent(model):
     assert row(model).joules_per_token is None
     assert row(model, joules=[8.0, 16.0]).joules_per_token == 3
@@ -75,7 +106,7 @@ def test_markdown_has_the_machine_the_spread_and_the_reason(model):
     assert text.startswith("A CPU (avx2), 2 CPUs")
     assert "| 3.00 ± 1.41 | 4.00 |" in text
     assert "not readable here: no counter" in text
-    assert "ratio" not in text
+    assert "speed-up" not in text
 
 
 def test_markdown_with_a_peer_has_ratios(model):

@@ -38,6 +38,7 @@ class Side:
         threads: of the engine.
         isa: instruction set that is forced; None for the best.
         kv: the KV cache's type.
+        peer: whether it is there to be compared with.
     """
 
     engine: str
@@ -45,6 +46,7 @@ class Side:
     threads: int
     isa: str | None = None
     kv: str = "f16"
+    peer: bool = False
 
     @property
     def label(self) -> str:

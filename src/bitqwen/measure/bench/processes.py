@@ -25,7 +25,7 @@ class SideProcess(Protocol):
     facts: dict[str, Any]
 
     def run(self, test: Test) -> dict[str, Any]:
-        """One repetition: ``seconds``, and ``joules`` or None."""
+        """One repetition: ``seconds``, ``joules`` or None, and the ``least_joules`` that mean something."""
         ...
 
     def close(self) -> None:
@@ -47,7 +47,8 @@ def start(side: Side, context: int) -> SideProcess:
     raise UsageError(
         f"--against {side.engine}: there is no such engine or program.",
         hint=f"Allowed: {', '.join(name for name in ENGINES if name != 'bitqwen')}, or the path of a "
-        "llama-bench program, llama.cpp's or bitnet.cpp's.",
+        "llama-bench program, llama.cpp's, ik_llama.cpp's or bitnet.cpp's; each also with =FILE.gguf, and "
+        "FILE.gguf alone for bitqwen on another model.",
     )
 
 
@@ -131,12 +132,14 @@ class LlamaBench:
         command += ["-p", str(prompt), "-n", str(generate), "-r", "1", "-o", "json"]
         if test.depth:
             command += ["-d", str(test.depth)]
+        if self._side.kv == "int8":
+            command += ["-ctk", "q8_0", "-ctv", "q8_0", "-fa", "1"]
         result = subprocess.run(
             command, capture_output=True, text=True, timeout=_LLAMA_BENCH_TIMEOUT, check=False
         )
         try:
             (row,) = json.loads(result.stdout)
-            return {"seconds": test.tokens / float(row["avg_ts"]), "joules": None}
+            return {"seconds": test.tokens / float(row["avg_ts"]), "joules": None, "least_joules": 0.0}
         except (ValueError, KeyError, ZeroDivisionError, TypeError) as error:
             last = result.stderr.strip().splitlines()[-1:] or ["it printed nothing"]
             raise BitqwenError(

@@ -19,7 +19,9 @@ class Row:
         test: what it did.
         seconds: of each repetition.
         joules: of each repetition, where they could be read.
+        least_joules: below which their sum says nothing, because of the counter's coarse steps.
         facts: what the engine says of itself.
+        about: what the file says of itself, as :func:`bitqwen.measure.bench.models.about` gives it.
         bandwidth: the highest read bandwidth that this run measured at these threads, bytes a second.
         int8_rate: the highest int8 multiply-add rate, a second; 0 if unknown.
     """
@@ -28,7 +30,9 @@ class Row:
     test: Test
     seconds: list[float] = field(default_factory=list)
     joules: list[float] = field(default_factory=list)
+    least_joules: float = 0.0
     facts: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
     bandwidth: float = 0.0
     int8_rate: float = 0.0
 
@@ -80,8 +84,20 @@ class Row:
 
     @property
     def joules_per_token(self) -> float | None:
-        """Mean joules a token; None where the counters cannot be read."""
-        return statistics.fmean(self.joules) / self.test.tokens if self.joules else None
+        """Mean joules a token; None where the counters cannot be read, or are too coarse for this test."""
+        if not self.joules or sum(self.joules) < self.least_joules:
+            return None
+        return statistics.fmean(self.joules) / self.test.tokens
+
+    @property
+    def energy_reason(self) -> str:
+        """Why there are no joules a token; empty if there are."""
+        if self.joules_per_token is not None:
+            return ""
+        if self.joules:
+            least = f"its counter's steps are coarse, below {self.least_joules:.0f} J it says nothing"
+            return f"{least}; give a larger -n"
+        return str(self.facts.get("energy_reason", ""))
 
     def as_json(self) -> dict[str, Any]:
         """For scripts; speeds always come with their spread."""
@@ -90,9 +106,12 @@ class Row:
             "version": self.facts.get("version"),
             "model": self.side.model.name,
             "model_bytes": self.side.model.stat().st_size,
+            "bits_per_weight": self.about.get("bits_per_weight"),
+            "quality": self.about.get("quality"),
             "threads": self.side.threads,
             "isa": self.facts.get("isa"),
             "kv": self.side.kv,
+            "peer": self.side.peer,
             "test": self.test.name,
             "kind": self.test.kind,
             "tokens": self.test.tokens,
@@ -102,11 +121,14 @@ class Row:
             "best": self.best,
             "samples": self.speeds,
             "bytes_per_token": self.bytes_per_token,
+            "weight_bytes": self.facts.get("decode_bytes"),
+            "macs_per_token": self.facts.get("body_macs" if self.test.kind == "pp" else "decode_macs"),
             "gb_per_second": None if self.read_rate is None else self.read_rate / 1e9,
             "bandwidth_share": self.bandwidth_share,
             "int8_share": self.int8_share,
             "joules_per_token": self.joules_per_token,
-            "energy_reason": self.facts.get("energy_reason") or None,
+            "energy": self.facts.get("energy") or None,
+            "energy_reason": self.energy_reason or None,
         }
 
 

@@ -10,7 +10,7 @@ from bitqwen.engine import memory
 from bitqwen.errors import UsageError
 from bitqwen.measure import machine
 
-from . import processes
+from . import models, processes
 from .plan import Side, Test, positions
 from .results import Report, Row
 
@@ -72,8 +72,9 @@ def run(
             threads: _native.Peaks(threads, wanted) for threads in dict.fromkeys(s.threads for s in sides)
         }
         report = Report(machine.describe(), [], {t: [] for t in peaks}, {t: [] for t in peaks})
+        about = {path: models.about(path) for path in dict.fromkeys(side.model for side in sides)}
         rows = {
-            (side, test): Row(side, test, facts=process.facts)
+            (side, test): Row(side, test, facts=process.facts, about=about[side.model])
             for side, process in zip(sides, opened, strict=True)
             for test in tests
         }
@@ -88,6 +89,7 @@ def run(
                     rows[side, test].seconds.append(answer["seconds"])
                     if answer["joules"] is not None:
                         rows[side, test].joules.append(answer["joules"])
+                        rows[side, test].least_joules = answer["least_joules"]
     for row in rows.values():
         row.bandwidth = max(report.bandwidth[row.side.threads])
         row.int8_rate = max(report.int8_rate[row.side.threads]) if _same_isa(row.side) else 0.0

@@ -17,6 +17,12 @@ from .results import Report, Row
 Format = Literal["md", "csv", "json", "jsonl"]
 
 
+_ENERGY = {
+    "RAPL": "all CPU packages, other programs included",
+    "battery": "the whole machine, its screen included",
+}
+
+
 def text(report: Report, form: Format) -> str:
     """The report in one of the four forms; each of them names the machine."""
     return _FORMS[form](report)
@@ -47,9 +53,21 @@ def markdown(report: Report) -> str:
         ("% of peak", _share),
         ("J/token", lambda row: _scaled(row.joules_per_token, 1, ".3f")),
     ]
-    if several["engine"]:
-        columns.append(("ratio", lambda row: _ratio(row, rows)))
-    right = {"size", "threads", "t/s", "best", "MB/token", "GB/s", "% of peak", "J/token", "ratio"}
+    if any(row.side.peer for row in rows):
+        columns.append(("speed-up", lambda row: _speed_up(row, rows)))
+        columns.append(("energy", lambda row: _energy_share(row, rows)))
+    right = {
+        "size",
+        "threads",
+        "t/s",
+        "best",
+        "MB/token",
+        "GB/s",
+        "% of peak",
+        "J/token",
+        "speed-up",
+        "energy",
+    }
     lines = [
         machine_line(report.machine),
         "",
@@ -86,7 +104,13 @@ def _remarks(report: Report) -> list[str]:
         "± is one standard deviation of a repetition. % of peak: for tg the share of that bandwidth, for pp "
         "of the int8 peak (the layers' matrices alone)."
     )
-    reasons = {row.facts.get("energy_reason") for row in report.rows if row.side.engine == "bitqwen"}
+    if any(row.side.peer for row in report.rows):
+        lines.append(
+            "speed-up, energy: of ours over the peer's, in the peer's row; of the same model if we ran it."
+        )
+    for kind in sorted({str(row.facts.get("energy")) for row in report.rows if row.joules_per_token}):
+        lines.append(f"J/token: from the counters of {kind}; {_ENERGY[kind]}.")
+    reasons = {row.energy_reason for row in report.rows if row.side.engine == "bitqwen"}
     lines += [f"J/token: not readable here: {reason}." for reason in sorted(filter(None, reasons))]
     return lines
 
@@ -110,19 +134,44 @@ def _share(row: Row) -> str:
     return "-" if share is None else f"{share:.0%}"
 
 
-def _ratio(row: Row, rows: list[Row]) -> str:
-    """Our mean over a peer's, in the peer's row."""
-    if row.side.engine == "bitqwen":
-        return "-"
-    same = [
+def _rivals(row: Row, rows: list[Row]) -> list[Row]:
+    """Our rows that a peer's is compared with: those of its model, or of every model if we did not run it."""
+    ours = [
         other
         for other in rows
-        if other.side.engine == "bitqwen"
-        and (other.side.model, other.side.threads, other.side.kv)
-        == (row.side.model, row.side.threads, row.side.kv)
-        and other.test == row.test
+        if not other.side.peer
+        and (other.side.threads, other.side.kv, other.test) == (row.side.threads, row.side.kv, row.test)
     ]
-    return ", ".join(f"{other.mean / row.mean:.2f}x" for other in same) or "-"
+    return [other for other in ours if other.side.model == row.side.model] or ours
+
+
+def _speed_up(row: Row, rows: list[Row]) -> str:
+    """Our mean over a peer's, in the peer's row."""
+    if not row.side.peer:
+        return "-"
+    rivals = _rivals(row, rows)
+    return ", ".join(f"{other.mean / row.mean:.2f}x{_whose(other, rivals)}" for other in rivals) or "-"
+
+
+def _energy_share(row: Row, rows: list[Row]) -> str:
+    """Our joules a token over a peer's, in the peer's row."""
+    if not row.side.peer or not row.joules_per_token:
+        return "-"
+    rivals = [other for other in _rivals(row, rows) if other.joules_per_token is not None]
+    return (
+        ", ".join(
+            f"{(other.joules_per_token or 0) / row.joules_per_token:.2f}x{_whose(other, rivals)}"
+            for other in rivals
+        )
+        or "-"
+    )
+
+
+def _whose(row: Row, rivals: list[Row]) -> str:
+    """The model's name, and the instruction set, where several are compared with one peer."""
+    parts = [row.side.model.stem] if len({other.side.model for other in rivals}) > 1 else []
+    parts += [str(row.side.isa)] if len({other.side.isa for other in rivals}) > 1 else []
+    return f" ({' '.join(parts)})" if parts else ""
 
 
 def _csv(report: Report) -> str:
@@ -163,7 +212,7 @@ def compare(before: Path, after: Path) -> str:
         ModelFileError: a file is not a report.
         UsageError: the reports have no row in common.
     """
-    one, other = _read(before), _read(after)
+    one, other = read(before), read(after)
     earlier = {tuple(row[key] for key in _KEY): row for row in one["rows"]}
     common = [(earlier[key], row) for row in other["rows"] if (key := tuple(row[k] for k in _KEY)) in earlier]
     if not common:
@@ -201,7 +250,12 @@ def _significant(a: dict[str, Any], b: dict[str, Any]) -> str:
     return "yes" if abs(a["tokens_per_second"] - b["tokens_per_second"]) > 2 * error else "no"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """A report that was written with ``-o json``.
+
+    Raises:
+        ModelFileError: it is none.
+    """
     hint = "Reports are written by: bitqwen bench MODEL -o json > FILE"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))

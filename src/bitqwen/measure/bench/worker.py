@@ -6,6 +6,7 @@ Reads commands as JSON, one a line, from stdin, and answers each with one line o
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import sys
@@ -15,6 +16,8 @@ from typing import Any, Literal, Protocol
 
 from bitqwen.errors import BitqwenError
 from bitqwen.measure.energy import EnergyMeter
+
+from .peers import IkLlamaCpp, LlamaCpp
 
 # Ids below every control token of any Qwen vocabulary that is not tiny.
 _FIRST_ID, _LAST_ID = 1000, 100_000
@@ -59,12 +62,13 @@ class Bitqwen:
         def cache(context: int) -> int:
             return memory.estimate(config, weights=0, context=context, kv=self.kv)["cache"]
 
-        matrices = [spec.shape for spec in config.tensors() if spec.role == "matrix"]
+        body = sum(math.prod(spec.shape) for spec in config.tensors() if spec.role == "matrix")
         return {
             "isa": _native.isa_name(),
             "decode_bytes": self.model.decode_bytes,
             "kv_bytes": (cache(8192) - cache(4096)) / 4096,
-            "body_macs": sum(rows * cols for rows, cols in matrices),
+            "body_macs": body,
+            "decode_macs": body + config.vocab_size * config.hidden_size,
             "version": _version(),
         }
 
@@ -77,48 +81,10 @@ class Bitqwen:
         self.session.truncate(length)
 
 
-class LlamaCpp:
-    """llama.cpp inside llama-cpp-python, through its low-level evaluation."""
-
-    def __init__(self, model: str, threads: int, context: int, kv: str) -> None:
-        try:
-            import llama_cpp
-        except ImportError as error:
-            raise BitqwenError(
-                "llama-cpp-python is not installed.", hint="pip install llama-cpp-python"
-            ) from error
-        self.module = llama_cpp
-        cache_type = llama_cpp.GGML_TYPE_Q8_0 if kv == "int8" else None
-        self.model = llama_cpp.Llama(
-            model,
-            n_ctx=context,
-            n_threads=threads,
-            n_threads_batch=threads,
-            n_batch=512,
-            flash_attn=kv == "int8",  # it needs that for a quantised cache
-            verbose=False,
-            type_k=cache_type,
-            type_v=cache_type,
-        )
-        self.vocab_size = self.model.n_vocab()
-
-    def facts(self) -> dict[str, Any]:
-        """Its version and what it was compiled for."""
-        info = self.module.llama_print_system_info().decode().strip()
-        return {"version": self.module.__version__, "system_info": info}
-
-    def feed(self, ids: list[int]) -> None:
-        """Computes ids after those in the context."""
-        self.model.eval(ids)
-
-    def truncate(self, length: int) -> None:
-        """Forgets what comes after ``length`` tokens."""
-        self.model.n_tokens = length
-
-
 ENGINES: dict[str, Callable[..., Engine]] = {
     "bitqwen": Bitqwen,
     "llama-cpp-python": LlamaCpp,
+    "ik-llama-cpp-python": IkLlamaCpp,
 }
 
 
@@ -137,7 +103,7 @@ class Bench:
         return [self._random.randrange(self._first, self._last) for _ in range(count)]
 
     def run(self, kind: str, tokens: int, depth: int) -> dict[str, Any]:
-        """One repetition: wall seconds, and joules where they can be read."""
+        """One repetition: wall seconds; joules where they can be read, and the least that mean something."""
         if self.filled < depth:
             self.engine.truncate(self.filled)
             self.engine.feed(self._ids(depth - self.filled))
@@ -152,7 +118,8 @@ class Bench:
             for each in ids:
                 self.engine.feed([each])
         seconds = time.perf_counter() - start
-        return {"seconds": seconds, "joules": self.energy.joules(before, self.energy.read())}
+        joules = self.energy.joules(before, self.energy.read())
+        return {"seconds": seconds, "joules": joules, "least_joules": self.energy.smallest}
 
 
 def _version() -> str:
@@ -177,7 +144,7 @@ def main() -> int:
             if bench is None:
                 engine = ENGINES[command.pop("engine")](**command)
                 bench = Bench(engine)
-                answer(engine.facts() | {"energy_reason": bench.energy.reason})
+                answer(engine.facts() | {"energy": bench.energy.kind, "energy_reason": bench.energy.reason})
             else:
                 answer(bench.run(**command))
         except BitqwenError as error:
