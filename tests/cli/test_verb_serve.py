@@ -103,7 +103,7 @@ def test_settings_that_cannot_be_are_refused(bitqwen, tiny_gguf, arguments, mess
 def test_the_model_is_needed(bitqwen):
     result = bitqwen("serve")
     assert result.returncode == 2
-    assert "setting model is missing" in result.stderr
+    assert "no model to serve" in result.stderr
 
 
 def test_a_file_with_a_name_that_is_no_setting_is_refused(bitqwen, tmp_path):

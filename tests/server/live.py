@@ -16,21 +16,24 @@ from bitqwen.server.settings import ServerSettings
 
 
 class LiveServer:
-    """Serves a loaded model as ``tiny`` while the ``with`` block lasts.
+    """Serves a loaded model as ``tiny``, or those of the settings, while the ``with`` block lasts.
 
     Attributes:
         service: the server's state.
         url: where it listens.
 
     Args:
-        language_model: what to serve.
+        language_model: what to serve; ``None`` leaves it to the settings.
         scheduler: to use instead of the engine's.
         settings: fields of ``ServerSettings``.
     """
 
-    def __init__(self, language_model: LanguageModel, scheduler: Any = None, **settings: Any) -> None:
-        self.service = Service(ServerSettings(model="tiny", **settings))
-        self.served = self.service.add("tiny", language_model)
+    def __init__(self, language_model: LanguageModel | None, scheduler: Any = None, **settings: Any) -> None:
+        if language_model is None:
+            self.service = Service(ServerSettings(**settings))
+        else:
+            self.service = Service(ServerSettings(model="tiny", **settings))
+            self.served = self.service.add("tiny", language_model)
         if scheduler is not None:
             self.served.scheduler.close()
             self.served.scheduler = scheduler

@@ -324,7 +324,7 @@ class TestRefusals:
                 "'i' has no result",
             ),
             ({"max_tokens": 0}, "max_tokens is 0"),
-            ({"max_tokens": 301}, "this server's limit is 300"),
+            ({"max_tokens": 301}, "this server allows up to 300"),
             ({"max_tokens": "9"}, "max_tokens"),
             ({"temperature": -1}, "temperature"),
             ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking.type"),

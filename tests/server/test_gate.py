@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import time
 
 import pytest
 
@@ -152,3 +153,24 @@ def test_health_and_ready_say_how_it_is(start_app):
     client.live.served.scheduler.loop.failures = 3
     broken = client.get("/health")
     assert (broken.status_code, broken.json()["status"]) == (503, "broken")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/completions", {"prompt": "the fox", "max_tokens": 4}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "the fox"}], "max_tokens": 4}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "the fox"}], "max_tokens": 4}),
+        ("/v1/responses", {"input": "the fox", "max_output_tokens": 4}),
+    ],
+)
+def test_every_interface_notes_its_usage_in_the_log(start_app, caplog, path, fields, stream):
+    with caplog.at_level(logging.INFO, "bitqwen.access"):
+        client = start_app()
+        assert client.post(path, fields | {"model": "tiny", "stream": stream}).status_code == 200
+        while not caplog.records:
+            time.sleep(0.005)
+    (line,) = [record.msg for record in caplog.records if record.msg["path"] == path]
+    assert (line["model"], line["completion_tokens"]) == ("tiny", 4)
+    assert line["prompt_tokens"] >= 2

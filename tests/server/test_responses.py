@@ -229,7 +229,7 @@ class TestStreaming:
             "input",
             "no result",
         ),
-        ({"max_output_tokens": 301}, "max_output_tokens", "limit is 300"),
+        ({"max_output_tokens": 301}, "max_output_tokens", "allows up to 300"),
         ({"tool_choice": "required"}, None, "no tools"),
         ({"text": {"format": {"type": "grammar"}}}, "text.format", "'json_schema'"),
         (

@@ -38,6 +38,46 @@ async def settled(scheduler: Scheduler) -> None:
 PROMPTS = [list(range(3, 3 + n)) for n in (1, 20, 60, 130, 7, 33, 200, 2, 90)]
 
 
+def test_prompts_that_arrive_together_share_what_they_begin_with(start_scheduler, language_model):
+    scheduler = start_scheduler(step_tokens=32, prefill_tokens=32)
+    computed = []
+    scheduler.loop.on_step = lambda seconds, tokens: computed.append(tokens)
+    beginning = [3 + i % 200 for i in range(300)]
+    prompts = [beginning, beginning, [*beginning[:200], *range(3, 40)], list(range(90, 147))]
+
+    async def run():
+        handles = [scheduler.submit(request(prompt, max_tokens=4)) for prompt in prompts]
+        made = []
+        for handle in handles:
+            async with handle:
+                made.append([delta async for delta in handle])
+        return made, [handle.usage.cached_tokens for handle in handles]
+
+    made, cached = asyncio.run(run())
+    for prompt, answer in zip(prompts, made, strict=True):
+        assert tokens(answer) == language_model.generate(prompt, max_tokens=4, temperature=0).tokens
+    assert cached[0] == cached[3] == 0
+    assert cached[1] >= 288
+    assert cached[2] >= 192
+    assert sum(computed) < 300 + 12 + 45 + 57 + 4 * 4
+
+
+def test_who_waits_for_anothers_prompt_goes_on_when_that_one_is_given_up(start_scheduler, language_model):
+    scheduler = start_scheduler(step_tokens=16)
+    prompt = [3 + i % 200 for i in range(400)]
+
+    async def run():
+        first = scheduler.submit(request(prompt, max_tokens=4))
+        second = asyncio.ensure_future(deltas(scheduler, request(prompt, max_tokens=4)))
+        while not scheduler.running:
+            await asyncio.sleep(0.001)
+        first.cancel()
+        return await second
+
+    expected = language_model.generate(prompt, max_tokens=4, temperature=0).tokens
+    assert tokens(asyncio.run(run())) == expected
+
+
 @pytest.mark.parametrize("prefix_cache", [True, False])
 @pytest.mark.parametrize("options", [{"temperature": 0}, {**RANDOM, "seed": 11}])
 def test_a_batch_gives_each_request_what_it_gets_alone(

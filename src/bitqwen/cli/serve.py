@@ -27,7 +27,8 @@ def serve(
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="A .gguf file, or else a checkpoint folder or hub id, which is converted to w4 first.",
+            help="A .gguf file, or else a checkpoint folder or hub id, which is converted to w4 first. "
+            "Loaded at the start; it may be left out with --models-dir.",
             show_default=False,
         ),
     ] = None,
@@ -43,7 +44,40 @@ def serve(
     ] = None,
     alias: Annotated[
         list[str] | None,
-        _option("--alias", metavar="NAME", help="A further name for the model.", panel=options.MODEL),
+        _option(
+            "--alias",
+            metavar="NAME",
+            help="A further name for MODEL; NAME=FILE for another .gguf file or one of the folder.",
+            panel=options.MODEL,
+        ),
+    ] = None,
+    models_dir: Annotated[
+        Path | None,
+        _option(
+            "--models-dir",
+            metavar="DIR",
+            help="Folder of .gguf files; each is loaded when a request first names it.",
+            panel=options.MODEL,
+        ),
+    ] = None,
+    keep_alive: Annotated[
+        str | None,
+        _option(
+            "--keep-alive",
+            metavar="TIME",
+            help="How long an idle model of the folder stays in memory: 10m by default; or forever.",
+            panel=options.MODEL,
+        ),
+    ] = None,
+    memory_budget: Annotated[
+        str | None,
+        _option(
+            "--memory-budget",
+            metavar="SIZE",
+            help="What all models may take, such as 8GB; idle ones are unloaded for others, and if that is "
+            "not enough the request is answered 503.",
+            panel=options.MODEL,
+        ),
     ] = None,
     threads: options.Threads = None,
     context: options.Context = None,
@@ -169,6 +203,9 @@ def serve(
     given = options.given(
         model=model,
         alias=alias,
+        models_dir=models_dir,
+        keep_alive=keep_alive,
+        memory_budget=memory_budget,
         threads=threads,
         context=context,
         kv=kv,
@@ -211,8 +248,4 @@ def _settings(config: Path | None, given: dict[str, Any]) -> ServerSettings:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(map(str, first["loc"]))
-        if first["type"] == "missing":
-            raise UsageError(
-                f"The setting {name} is missing.", hint="Name a model: bitqwen serve MODEL"
-            ) from None
         raise UsageError(f"The setting {name} is {first['input']!r}: {first['msg']}.") from None

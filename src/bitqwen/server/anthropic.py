@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -21,12 +21,13 @@ from bitqwen.generation.tool_calls import (
     ToolCallEvent,
 )
 from bitqwen.server.anthropic_messages import MessagesBody, Prompt
-from bitqwen.server.errors import ApiError, from_exception, invalid
-from bitqwen.server.generating import client_of
+from bitqwen.server.errors import ApiError, from_exception
+from bitqwen.server.generating import generation_request, note_usage, noting_usage
 from bitqwen.server.handle import GenerationHandle
 from bitqwen.server.operations import takes
-from bitqwen.server.requests import Delta, GenerationRequest, Usage
-from bitqwen.server.service import ServedModel, service_of
+from bitqwen.server.requests import Delta, Usage
+from bitqwen.server.served_model import ServedModel
+from bitqwen.server.service import model_of, service_of
 from bitqwen.server.streams import EventStream, event, while_connected
 from bitqwen.server.tools import AnswerForm, AnswerReader, new_id, stop_reason
 
@@ -80,38 +81,37 @@ def error_body(error: ApiError) -> dict[str, Any]:
 @takes(MessagesBody, "Answers a conversation.", returns=MessageObject, streams=True)
 async def messages(request: Request, body: MessagesBody) -> Response:
     """``POST /v1/messages``."""
-    service = service_of(request)
-    most = service.settings.max_tokens
-    if most is not None and body.max_tokens > most:
-        raise invalid(f"max_tokens is {body.max_tokens}; this server's limit is {most}.", "max_tokens")
-    model = await service.model(body.model)
+    model = await model_of(request, body.model)
     form = body.form()
     prompt, constraint = await _encode(model, body, form), await form.constraint(model, "tools")
     handle = model.scheduler.submit(
-        GenerationRequest(
-            prompt=prompt,
+        generation_request(
+            request,
+            model,
+            prompt,
             sampling=body.sampling(model.language_model.sampling),
             max_tokens=body.max_tokens,
             stop=body.stop_sequences,
             constraint=constraint,
-            client=client_of(request, None),
         )
     )
     if body.stream:
-        events = _MessageEvents(model.name, handle, form.reader()).run()
+        events = noting_usage(request, model, handle, _MessageEvents(model.name, handle, form.reader()).run())
         return EventStream(
             events,
             ping=event({"type": "ping"}, name="ping"),
-            ping_seconds=service.settings.ping_seconds,
+            ping_seconds=service_of(request).settings.ping_seconds,
             on_close=handle.cancel,
         )
-    return JSONResponse(await while_connected(request, _whole(model.name, handle, form.reader())))
+    whole = await while_connected(request, _whole(model.name, handle, form.reader()))
+    note_usage(request, model, handle.usage)
+    return JSONResponse(whole)
 
 
 @takes(Prompt, "Counts the tokens of a conversation.", returns=TokenCount)
 async def count_tokens(request: Request, body: Prompt) -> JSONResponse:
     """``POST /v1/messages/count_tokens``."""
-    model = await service_of(request).model(body.model)
+    model = await model_of(request, body.model)
     return JSONResponse({"input_tokens": len(await _encode(model, body, body.form()))})
 
 
@@ -186,7 +186,7 @@ class _MessageEvents:
         self._index = -1  # of the latest block
         self._open: Literal["text", "tool_use"] | None = None
 
-    async def run(self) -> AsyncIterator[str]:
+    async def run(self) -> AsyncGenerator[str, None]:
         """The events; an error on the way is the last of them."""
         try:
             async with self._handle:

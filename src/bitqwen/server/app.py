@@ -79,12 +79,11 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        loading = None if service.models() else asyncio.create_task(service.start(on_failure))
+        starting = asyncio.create_task(service.start(on_failure))
         yield
         service.draining = True
-        if loading is not None:
-            await loading
-        await asyncio.get_running_loop().run_in_executor(None, service.close)
+        await starting
+        await service.close()
 
     routes = [route for module in API_MODULES for route in module.routes()]
     app = Starlette(

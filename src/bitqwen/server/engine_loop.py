@@ -20,7 +20,7 @@ from bitqwen.errors import ResourceError
 from bitqwen.server.errors import deadline_passed, overloaded
 from bitqwen.server.handle import GenerationHandle
 from bitqwen.server.mailbox import Mailbox
-from bitqwen.server.prefix_cache import PrefixCache
+from bitqwen.server.prefix_cache import BLOCK, PrefixCache, shared_tokens
 from bitqwen.server.reading import Reading
 from bitqwen.server.requests import Delta
 from bitqwen.server.sequence import Job, Sequence
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SPARE = 64  # positions that each sequence may take before another one is let in; a page of the KV cache
+_WORTH_WAITING = 2 * BLOCK  # tokens of another's prompt that are not computed a second time
 _IDLE_SECONDS = 0.5  # how late a deadline in the queue may be noticed
 
 Outbox = dict[GenerationHandle, list["Delta | BaseException | None"]]
@@ -132,13 +133,18 @@ class EngineLoop:
             sequence = self._preempted.pop(0)
             sequence.session = self._cache.fork(sequence.next_ids(sequence.length))
             self._running.append(sequence)
-        while self._waiting and not self._preempted:
+        candidates = list(self._waiting)
+        while candidates and not self._preempted:
             at_work = Counter(sequence.job.request.client for sequence in self._running)
-            job = min(self._waiting, key=lambda job: at_work[job.request.client])
+            job = min(candidates, key=lambda job: at_work[job.request.client])
             if self._slots() + job.request.choices > self._settings.max_batch:
                 return
+            candidates.remove(job)
+            leader, shared = self._leader(job)
+            if leader is not None and (leader.session is None or len(leader.session) < shared):
+                continue  # what it would compute is being computed
             sequence = Sequence(job, 0, self._tokenizer)
-            sequence.session = self._cache.fork(job.prompt)
+            sequence.session = self._cache.fork(job.prompt) if leader is None else leader.fork(shared)
             if not self._room_for(sequence.missing):
                 if sequence.session is not None:
                     sequence.session.close()
@@ -149,6 +155,24 @@ class EngineLoop:
             job.usage.cached_tokens = job.usage.prompt_tokens - sequence.missing
             job.sequences.append(sequence)
             self._running.append(sequence)
+
+    def _leader(self, job: Job) -> tuple[Sequence | None, int]:
+        """Who is reading a prompt that begins as a job's does, and the tokens that are worth waiting for.
+
+        Nobody, if the cache holds about as much.
+        """
+        if not self._settings.prefix_cache:
+            return None, 0
+        readers = [sequence for sequence in self._running if not sequence.answer.tokens]
+        leader = max(readers, key=lambda reader: shared_tokens(job.keys, reader.job.keys), default=None)
+        if leader is None:
+            return None, 0
+        shared = min(shared_tokens(job.keys, leader.job.keys), len(job.prompt) - 1)
+        if shared < self._cache.known(job.keys) + _WORTH_WAITING:
+            return None, 0
+        if job.prompt[:shared] != leader.job.prompt[:shared]:  # never rest on a hash
+            return None, 0
+        return leader, shared
 
     def _slots(self) -> int:
         """Places in the batch that are taken, by choices to come too."""

@@ -91,6 +91,8 @@ class Gate:
                 if not status:
                     await self._respond(scope, answer)(scope, receive, send_noting)
         finally:
+            for finish in scope["state"].pop("at_end", ()):
+                finish()
             seconds = time.perf_counter() - started
             self._on_answer(scope["path"], status, seconds)
             access_log.info(

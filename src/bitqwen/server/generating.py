@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
 from bitqwen.server.errors import invalid
+from bitqwen.server.handle import GenerationHandle
 from bitqwen.server.requests import GenerationRequest, Usage
-from bitqwen.server.service import ServedModel, service_of
+from bitqwen.server.served_model import ServedModel
+from bitqwen.server.service import service_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,6 +70,18 @@ def generation_request(
         client=client_of(request, user),
         **more,
     )
+
+
+async def noting_usage(
+    request: Request, served: ServedModel, handle: GenerationHandle, events: AsyncGenerator[str, None]
+) -> AsyncIterator[str]:
+    """The events of a stream; at its end, however it comes, :func:`note_usage`."""
+    try:
+        async with aclosing(events):
+            async for line in events:
+                yield line
+    finally:
+        note_usage(request, served, handle.usage)
 
 
 def client_of(request: Request, user: str | None) -> str:

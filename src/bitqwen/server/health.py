@@ -16,13 +16,13 @@ def state(service: Service) -> str:
     if service.failure is not None:
         return "broken"
     served = service.models()
-    if not served:
+    if any(offer.pinned and service.residents.find(offer.name) is None for offer in service.catalog.offers()):
         return "loading"
     if any(model.scheduler.broken for model in served):
         return "broken"
     if service.draining:
         return "draining"
-    if all(model.scheduler.full for model in served):
+    if served and all(model.scheduler.full for model in served):
         return "overloaded"
     return "ok"
 

@@ -12,6 +12,8 @@
 | ``bitqwen_token_seconds{model}`` | between the tokens of a request, its mean |
 | ``bitqwen_step_seconds{model}``, ``bitqwen_step_tokens{model}`` | steps of the engine |
 | ``bitqwen_failed_generations_total{model}`` | generations that ended with an error |
+| ``bitqwen_model_load_seconds{model}`` | loading a model |
+| ``bitqwen_model_bytes{model}`` | that a model in memory takes, its KV cache when full |
 | ``bitqwen_running_sequences{model}``, ``bitqwen_queued_requests{model}`` | at this moment |
 | ``bitqwen_cache_positions{model}`` | tokens that the KV cache has room for |
 | ``bitqwen_cache_free_positions{model}`` | tokens that it has room left for |
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from bitqwen.server.sequence import Job
+    from bitqwen.server.served_model import ServedModel
     from bitqwen.server.service import Service
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -63,12 +66,17 @@ class Metrics:
         self._first = histogram("first_token_seconds", "From the queue to the first token", of_model)
         self._token = histogram("token_seconds", "Between tokens, the mean of a request", of_model)
         self._step = histogram("step_seconds", "Steps of the engine", of_model)
+        self._load = histogram("model_load_seconds", "Loading a model", of_model)
         self._step_tokens = histogram("step_tokens", "Tokens computed in a step", of_model, _TOKENS)
 
     def note_request(self, path: str, status: int, seconds: float) -> None:
         """Counts an HTTP request; ``path`` is its route's, so that there are few of them."""
         self._requests.labels(path, status).inc()
         self._request_seconds.labels(path).observe(seconds)
+
+    def note_load(self, served: ServedModel, seconds: float) -> None:
+        """Counts a model that was loaded."""
+        self._load.labels(served.name).observe(seconds)
 
     def note_step(self, model: str, seconds: float, tokens: int) -> None:
         """Counts a step of an engine."""
@@ -103,6 +111,7 @@ class _Gauges(Collector):
         gauges = {
             name: GaugeMetricFamily(f"bitqwen_{name}", what, labels=["model"])
             for name, what in {
+                "model_bytes": "Bytes that a model in memory takes, its KV cache when full",
                 "running_sequences": "Sequences at work",
                 "queued_requests": "Requests that wait",
                 "cache_positions": "Tokens that the KV cache has room for",
@@ -113,6 +122,7 @@ class _Gauges(Collector):
         for served in self._service.models():
             scheduler, model = served.scheduler, served.language_model.model
             for name, value in {
+                "model_bytes": sum(model.memory.values()),
                 "running_sequences": scheduler.running,
                 "queued_requests": scheduler.queued,
                 "cache_positions": model.cache_positions,

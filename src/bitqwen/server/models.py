@@ -1,4 +1,4 @@
-"""OpenAI's ``/v1/models``: what is served."""
+"""OpenAI's ``/v1/models``: what may be asked for, in memory or not."""
 
 from __future__ import annotations
 
@@ -8,32 +8,37 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from bitqwen.server.catalog import Offer
 from bitqwen.server.openai_responses import ModelCard, ModelList
 from bitqwen.server.operations import Operation, describe
-from bitqwen.server.service import ServedModel, service_of
+from bitqwen.server.service import Service, service_of
 
 
 @describe(Operation("Lists the models.", returns=ModelList))
 async def list_all(request: Request) -> Response:
     """``GET /v1/models``."""
-    cards = [_card(served) for served in service_of(request).models()]
+    service = service_of(request)
+    cards = [_card(service, offer) for offer in service.catalog.offers()]
     return JSONResponse({"object": "list", "data": cards})
 
 
 @describe(Operation("Describes one model.", returns=ModelCard))
 async def retrieve(request: Request) -> Response:
     """``GET /v1/models/{model}``."""
-    return JSONResponse(_card(await service_of(request).model(request.path_params["model"])))
+    service = service_of(request)
+    return JSONResponse(_card(service, service.offer(request.path_params["model"])))
 
 
-def _card(served: ServedModel) -> dict[str, Any]:
+def _card(service: Service, offer: Offer) -> dict[str, Any]:
+    served = service.residents.find(offer.name)
     return {
-        "id": served.name,
+        "id": offer.name,
         "object": "model",
-        "created": served.created,
+        "created": offer.created if served is None else served.created,
         "owned_by": "bitqwen",
-        "context_length": served.language_model.context,
-        "aliases": list(served.aliases),
+        "context_length": None if served is None else served.language_model.context,
+        "aliases": list(offer.aliases),
+        "state": service.residents.state(offer.name),
     }
 
 

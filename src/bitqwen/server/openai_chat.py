@@ -21,7 +21,8 @@ from bitqwen.server.openai_responses import ChatCompletion, timings, usage_of
 from bitqwen.server.openai_schemas import ChatRequest, JsonSchemaFormat, NamedTool
 from bitqwen.server.operations import takes
 from bitqwen.server.requests import Delta
-from bitqwen.server.service import ServedModel, service_of
+from bitqwen.server.served_model import ServedModel
+from bitqwen.server.service import model_of, service_of
 from bitqwen.server.streams import EventStream, event, while_connected
 from bitqwen.server.tools import AnswerForm, AnswerReader, answer_form, new_id, stop_reason
 
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 async def create(request: Request, body: ChatRequest) -> Response:
     """``POST /v1/chat/completions``."""
     service = service_of(request)
-    served = await service.model(body.model)
+    served = await model_of(request, body.model)
     form, param = _form(body)
     prompt = await served.encode_chat(
         [_for_template(message.model_dump(exclude_none=True)) for message in body.messages],

@@ -25,7 +25,8 @@ from bitqwen.server.openai_responses import TextCompletion, timings, usage_of
 from bitqwen.server.openai_schemas import CompletionRequest, one_or_several
 from bitqwen.server.operations import takes
 from bitqwen.server.requests import GenerationRequest, Usage
-from bitqwen.server.service import ServedModel, in_thread, service_of
+from bitqwen.server.served_model import ServedModel, in_thread
+from bitqwen.server.service import model_of, service_of
 from bitqwen.server.streams import EventStream, event, while_connected
 from bitqwen.server.tools import AnswerForm, new_id
 
@@ -40,7 +41,7 @@ _FILE_ENDS = ("<|endoftext|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", *
 async def create(request: Request, body: CompletionRequest) -> Response:
     """``POST /v1/completions``."""
     service = service_of(request)
-    served = await service.model(body.model)
+    served = await model_of(request, body.model)
     _check(body)
     tokenizer = served.language_model.tokenizer
     prompts = await in_thread(_prompts, body, served)

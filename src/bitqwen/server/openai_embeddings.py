@@ -16,14 +16,15 @@ from bitqwen.server.generating import note
 from bitqwen.server.openai_responses import EmbeddingList
 from bitqwen.server.openai_schemas import EmbeddingRequest, one_or_several
 from bitqwen.server.operations import takes
-from bitqwen.server.service import ServedModel, in_thread, service_of
+from bitqwen.server.served_model import ServedModel, in_thread
+from bitqwen.server.service import model_of
 from bitqwen.server.streams import while_connected
 
 
 @takes(EmbeddingRequest, "Makes a vector of each text.", returns=EmbeddingList)
 async def create(request: Request, body: EmbeddingRequest) -> Response:
     """``POST /v1/embeddings``."""
-    served = await service_of(request).model(body.model)
+    served = await model_of(request, body.model)
     texts = await in_thread(_ids, body, served)
 
     async def all_of_them() -> list[npt.NDArray[np.float32]]:

@@ -111,14 +111,15 @@ class EmbeddingList(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """A model that is served."""
+    """A model that may be asked for; its context is known once it is loaded."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
-    context_length: int
+    context_length: int | None
     aliases: list[str]
+    state: Literal["unloaded", "loading", "loaded"]
 
 
 class ModelList(BaseModel):

@@ -49,6 +49,11 @@ class PrefixCache:
         """Tokens held, those that entries share counted once; whole blocks only."""
         return len(self._blocks) * BLOCK
 
+    def known(self, keys: Sequence[int]) -> int:
+        """Tokens of a text that are held, at least; ``keys`` are its :func:`block_keys`."""
+        blocks = next((i for i, key in enumerate(keys) if key not in self._blocks), len(keys))
+        return blocks * BLOCK
+
     def fork(self, ids: Sequence[int]) -> Session | None:
         """A session of the longest beginning of ``ids`` that is known, at least one token short of all.
 
@@ -56,7 +61,7 @@ class PrefixCache:
         """
         holders: OrderedDict[int, None] = OrderedDict()
         depth = 0
-        for key in _keys(ids):
+        for key in block_keys(ids):
             if key not in self._blocks:
                 break
             holders = self._blocks[key]
@@ -80,7 +85,7 @@ class PrefixCache:
     def keep(self, session: Session) -> None:
         """Takes over an idle session; entries that it begins with are no longer needed."""
         tokens = session.tokens
-        keys = list(_keys(tokens))
+        keys = list(block_keys(tokens))
         if not keys or len(keys) * BLOCK > self._positions:
             session.close()
             return
@@ -121,8 +126,21 @@ class PrefixCache:
         entry.session.close()
 
 
-def _keys(ids: Sequence[int]) -> Iterator[int]:
+def block_keys(ids: Sequence[int]) -> Iterator[int]:
+    """The keys of all whole blocks of ``ids``."""
     key = 0
     for start in range(0, len(ids) - BLOCK + 1, BLOCK):
         key = hash((key, *ids[start : start + BLOCK]))
         yield key
+
+
+def shared_tokens(left: Sequence[int], right: Sequence[int]) -> int:
+    """Tokens that two texts begin with alike, in whole blocks, by their :func:`block_keys`."""
+    low, high = 0, min(len(left), len(right))
+    while low < high:  # a key stands for all blocks up to it
+        middle = (low + high + 1) // 2
+        if left[middle - 1] == right[middle - 1]:
+            low = middle
+        else:
+            high = middle - 1
+    return low * BLOCK

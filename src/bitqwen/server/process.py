@@ -27,9 +27,9 @@ def serve(settings: ServerSettings) -> None:
         OSError: the address or a file cannot be used.
     """
     check(settings)
+    service = Service(settings)
     logs.configure(settings.log_level)
     logger.info({"event": "settings", **settings.model_dump(mode="json")})
-    service = Service(settings)
     server: _Server
 
     def stop() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -13,13 +13,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from bitqwen.generation.tool_calls import ArgumentsPiece, CallEnded, CallStarted, TextPiece, ToolCallEvent
-from bitqwen.server.errors import from_exception, invalid
-from bitqwen.server.generating import client_of
+from bitqwen.server.errors import from_exception
+from bitqwen.server.generating import generation_request, note_usage, noting_usage
 from bitqwen.server.handle import GenerationHandle
 from bitqwen.server.operations import takes
-from bitqwen.server.requests import Delta, GenerationRequest, Usage
+from bitqwen.server.requests import Delta, Usage
 from bitqwen.server.responses_schemas import ResponsesBody
-from bitqwen.server.service import service_of
+from bitqwen.server.service import model_of, service_of
 from bitqwen.server.streams import EventStream, event, while_connected
 from bitqwen.server.tools import AnswerReader, new_id
 
@@ -45,29 +45,30 @@ class ResponseObject(BaseModel):
 @takes(ResponsesBody, "Answers a conversation.", returns=ResponseObject, streams=True)
 async def responses(request: Request, body: ResponsesBody) -> Response:
     """``POST /v1/responses``."""
-    service = service_of(request)
-    most = service.settings.max_tokens
-    if most is not None and (body.max_output_tokens or 0) > most:
-        message = f"max_output_tokens is {body.max_output_tokens}; this server's limit is {most}."
-        raise invalid(message, "max_output_tokens")
-    model = await service.model(body.model)
+    model = await model_of(request, body.model)
     form = body.form()
     constraint = await form.constraint(model, "text.format" if form.tools is None else "tools")
     sampling = body.sampling(model.language_model.sampling)
     handle = model.scheduler.submit(
-        GenerationRequest(
-            prompt=await model.encode_chat(body.conversation(), form.tools),
+        generation_request(
+            request,
+            model,
+            await model.encode_chat(body.conversation(), form.tools),
             sampling=sampling,
-            max_tokens=body.max_output_tokens or most,
+            max_tokens=body.max_output_tokens,
+            max_tokens_name="max_output_tokens",
             constraint=constraint,
-            client=client_of(request, None),
         )
     )
     base = {"model": model.name, **body.echoed(sampling)}
     if body.stream:
-        events = _ResponseEvents(base, handle, form.reader()).run()
-        return EventStream(events, ping_seconds=service.settings.ping_seconds, on_close=handle.cancel)
-    return JSONResponse(await while_connected(request, _whole(base, handle, form.reader())))
+        events = noting_usage(request, model, handle, _ResponseEvents(base, handle, form.reader()).run())
+        return EventStream(
+            events, ping_seconds=service_of(request).settings.ping_seconds, on_close=handle.cancel
+        )
+    whole = await while_connected(request, _whole(base, handle, form.reader()))
+    note_usage(request, model, handle.usage)
+    return JSONResponse(whole)
 
 
 async def _whole(base: dict[str, Any], handle: GenerationHandle, reader: AnswerReader) -> dict[str, Any]:
@@ -151,7 +152,7 @@ class _ResponseEvents:
         self._output: list[dict[str, Any]] = []  # items, the last one as it was added
         self._pieces: list[str] | None = None  # of the item that is open
 
-    async def run(self) -> AsyncIterator[str]:
+    async def run(self) -> AsyncGenerator[str, None]:
         """The events; an error on the way is the last of them."""
         try:
             async with self._handle:

@@ -7,6 +7,7 @@ from collections.abc import Sequence as Tokens
 from typing import TYPE_CHECKING
 
 from bitqwen.generation.answer import Answer
+from bitqwen.server.prefix_cache import block_keys
 from bitqwen.server.requests import Delta, GenerationRequest, Usage
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class Job:
     Attributes:
         request: what was asked.
         prompt: its ids.
+        keys: of the prompt's blocks, as the prefix cache has them.
         deadline: on ``time.monotonic``'s clock.
         seconds: the time limit behind it.
         handle: where the pieces go.
@@ -35,6 +37,7 @@ class Job:
     def __init__(self, request: GenerationRequest, seconds: float) -> None:
         self.request = request
         self.prompt = list(request.prompt)
+        self.keys = list(block_keys(self.prompt))
         self.seconds = seconds
         self.submitted = time.monotonic()
         self.deadline = self.submitted + seconds
@@ -101,6 +104,18 @@ class Sequence:
         if start >= len(prompt):
             return self.answer.tokens[start - len(prompt) : start - len(prompt) + limit]
         return [*prompt[start : start + limit], *self.answer.tokens[: max(0, start + limit - len(prompt))]]
+
+    def fork(self, length: int) -> Session | None:
+        """A session of its first ``length`` tokens; ``None`` if it holds none.
+
+        Raises:
+            UsageError: it holds fewer.
+        """
+        if self.session is None:
+            return None
+        session = self.session.fork()
+        session.truncate(length)
+        return session
 
     def advance(self, logits: NDArray[np.float32], context: int) -> Delta | None:
         """Takes the next piece from the logits of its last token.

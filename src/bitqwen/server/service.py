@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, cast
 
 from starlette.requests import Request
 
+from bitqwen.server.catalog import Catalog, Offer
 from bitqwen.server.errors import ApiError
 from bitqwen.server.metrics import Metrics
-from bitqwen.server.scheduler import Scheduler
+from bitqwen.server.residents import Residents
+from bitqwen.server.served_model import ServedModel
+from bitqwen.server.streams import while_connected
 
 if TYPE_CHECKING:
     from bitqwen.generation.language_model import LanguageModel
@@ -25,105 +26,139 @@ logger = logging.getLogger(__name__)
 
 _CONTEXTS = 4  # that the KV cache has room for, unless the settings say more
 
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
-
-
-class ServedModel:
-    """One loaded model and its scheduler.
-
-    Attributes:
-        name: what ``/v1/models`` lists and responses say.
-        aliases: further names that requests may use.
-        created: Unix time at which it was loaded.
-        language_model: for its tokenizer, template and recommended sampling; the engine is the scheduler's.
-        scheduler: where generation requests go.
-    """
-
-    def __init__(
-        self, name: str, aliases: Sequence[str], language_model: LanguageModel, settings: ServerSettings
-    ) -> None:
-        self.name = name
-        self.aliases = tuple(aliases)
-        self.created = int(time.time())
-        self.language_model = language_model
-        self.scheduler = Scheduler(language_model, settings)
-
-    async def encode_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        *,
-        continue_final_message: bool = False,
-    ) -> list[int]:
-        """Token ids of a conversation, by the model's chat template.
-
-        Raises:
-            UsageError: messages that the template refuses.
-        """
-        return await in_thread(
-            self.language_model.encode_prompt,
-            messages,
-            tools=tools,
-            continue_final_message=continue_final_message,
-        )
-
 
 class Service:
     """The server's state.
 
     Attributes:
         settings: of the server.
+        catalog: what is offered.
+        residents: what of it is in memory.
         draining: set when the server was told to stop.
-        failure: what kept the model from being loaded.
+        failure: what kept the model from being loaded that is always there.
         metrics: numbers for ``/metrics``.
+
+    Raises:
+        UsageError: the settings name no model, or one that is not there.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
+        self.catalog = Catalog(settings)
+        self.residents = Residents(self._load, self._estimate, settings.memory_budget, settings.keep_alive)
         self.draining = False
         self.failure: BaseException | None = None
         self.metrics = Metrics(self)
-        self._models: dict[str, ServedModel] = {}
-
-    def load(self) -> None:
-        """Loads the model of the settings; takes as long as that takes.
-
-        Raises:
-            BitqwenError: as :func:`bitqwen.load`.
-        """
-        from bitqwen.engine.model import DEFAULT_CONTEXT
-        from bitqwen.generation.language_model import LanguageModel
-        from bitqwen.generation.loading import gguf_path
-
-        settings = self.settings
-        contexts = _CONTEXTS * (settings.context or DEFAULT_CONTEXT)
-        path = gguf_path(settings.model)
-        language_model = LanguageModel.load(
-            path,
-            threads=settings.threads,
-            context=settings.context,
-            cache_positions=settings.cache_positions or contexts,
-            kv=settings.kv,
-            batch=max(512, settings.step_tokens),
-        )
-        self.add(model_name(settings.model, path), language_model)
+        self.residents.on_load = self.metrics.note_load
+        self._unloading: asyncio.Task[None] | None = None
 
     async def start(self, on_failure: Callable[[], None]) -> None:
-        """Loads beside the event loop, so that ``/health`` can answer meanwhile."""
+        """Loads the model that is always there, if there is one, beside the event loop.
+
+        Args:
+            on_failure: called when it cannot be loaded; ``failure`` says why.
+        """
+        self._unloading = asyncio.create_task(self.residents.unload_idle())
+        pinned = next((offer for offer in self.catalog.offers() if offer.pinned), None)
+        if pinned is None or self.residents.find(pinned.name) is not None:
+            return
         try:
-            await in_thread(self.load)
+            self.residents.release(await self.residents.lease(pinned))
         except Exception as error:
             self.failure = error
             on_failure()
 
+    async def close(self) -> None:
+        """Ends all requests and frees the models."""
+        if self._unloading is not None:
+            self._unloading.cancel()
+        await self.residents.close()
+
     def add(self, name: str, language_model: LanguageModel) -> ServedModel:
-        """Serves a loaded model under ``name`` and the settings' aliases."""
-        served = ServedModel(name, self.settings.alias, language_model, self.settings)
-        served.scheduler.loop.on_step = partial(self.metrics.note_step, name)
+        """Serves a model that is loaded already."""
+        offer = self.catalog.names().get(name) or Offer(name, name, pinned=True)
+        served = self._serve(offer, language_model)
+        self.residents.add(offer, served)
+        return served
+
+    def models(self) -> list[ServedModel]:
+        """All models in memory."""
+        return self.residents.loaded()
+
+    def offer(self, name: str) -> Offer:
+        """What a name stands for.
+
+        Raises:
+            ApiError: 404, which lists the names that there are.
+        """
+        names = self.catalog.names()
+        offer = names.get(name)
+        if offer is None:
+            there = ", ".join(names)
+            raise ApiError(
+                404,
+                f"There is no model '{name:.200}'; there is: {there[:1000] or 'none'}.",
+                code="model_not_found",
+                param="model",
+            )
+        return offer
+
+    async def lease(self, name: str) -> ServedModel:
+        """The model that a request names, until ``residents.release``; loaded if it is not.
+
+        Raises:
+            ApiError: 404, there is no such name; 503, it is not there yet, there is no room for it, or it
+                cannot be loaded.
+        """
+        offer = self.offer(name)
+        if offer.pinned and self.residents.find(offer.name) is None:
+            raise ApiError(503, "The model is still loading.", code="loading", headers={"retry-after": "5"})
+        return await self.residents.lease(offer)
+
+    def _load(self, offer: Offer) -> ServedModel:
+        """Loads a model; takes as long as that takes."""
+        from bitqwen.generation.language_model import LanguageModel
+        from bitqwen.generation.loading import gguf_path
+
+        settings = self.settings
+        language_model = LanguageModel.load(
+            gguf_path(offer.source),
+            threads=settings.threads,
+            context=settings.context,
+            cache_positions=self._positions(),
+            kv=settings.kv,
+            batch=max(512, settings.step_tokens),
+        )
+        return self._serve(offer, language_model)
+
+    def _positions(self) -> int:
+        from bitqwen.engine.model import DEFAULT_CONTEXT
+
+        return self.settings.cache_positions or _CONTEXTS * (self.settings.context or DEFAULT_CONTEXT)
+
+    def _estimate(self, offer: Offer) -> int:
+        """Bytes that a model will take."""
+        from bitqwen.engine import memory
+        from bitqwen.generation.loading import gguf_path
+        from bitqwen.gguf import GGUFFile
+        from bitqwen.models.qwen2 import Qwen2Config
+
+        file = GGUFFile(gguf_path(offer.source))
+        return sum(
+            memory.estimate(
+                Qwen2Config.from_gguf(file.metadata, file.tensors),
+                weights=sum(tensor.nbytes for tensor in file.tensors.values()),
+                context=self._positions(),
+                kv=self.settings.kv,
+                threads=self.settings.threads,
+                batch=max(512, self.settings.step_tokens),
+            ).values()
+        )
+
+    def _serve(self, offer: Offer, language_model: LanguageModel) -> ServedModel:
+        served = ServedModel(offer.name, offer.aliases, language_model, self.settings)
+        served.scheduler.loop.on_step = partial(self.metrics.note_step, served.name)
         served.scheduler.loop.on_end = partial(self._note_end, served)
-        for known in (name, *served.aliases):
-            self._models[known] = served
         return served
 
     def _note_end(self, served: ServedModel, job: Job, error: BaseException | None) -> None:
@@ -138,50 +173,20 @@ class Service:
                 }
             )
 
-    def models(self) -> list[ServedModel]:
-        """Everything that is served, once each."""
-        return list(dict.fromkeys(self._models.values()))
-
-    async def model(self, name: str) -> ServedModel:
-        """The model that a request names.
-
-        Raises:
-            ApiError: 404, which lists the names that there are; 503 while it is loading.
-        """
-        if not self._models:
-            raise ApiError(503, "The model is still loading.", code="loading", headers={"retry-after": "5"})
-        served = self._models.get(name)
-        if served is None:
-            raise ApiError(
-                404,
-                f"There is no model '{name:.200}'; there is: {', '.join(self._models)}.",
-                code="model_not_found",
-                param="model",
-            )
-        return served
-
-    def close(self) -> None:
-        """Ends all requests and frees the models."""
-        for served in self.models():
-            served.scheduler.close()
-            served.language_model.close()
-        self._models.clear()
-
-
-def model_name(source: str, path: Path) -> str:
-    """What a model is called: a hub id as it stands, a file or folder by its name."""
-    if Path(source).exists():
-        return path.stem if Path(source).is_file() else Path(source).resolve().name
-    return source.removeprefix("package:")
-
 
 def service_of(request: Request) -> Service:
     """The service behind a request."""
     return cast("Service", request.app.state.service)
 
 
-async def in_thread(
-    function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
-) -> Result:
-    """Runs what takes more than a moment, such as tokenising a long prompt, beside the event loop."""
-    return await asyncio.get_running_loop().run_in_executor(None, partial(function, *args, **kwargs))
+async def model_of(request: Request, name: str) -> ServedModel:
+    """The model that a request names; it stays in memory until the request has been answered.
+
+    Raises:
+        ApiError: as :meth:`Service.lease`.
+        ClientGone: the client closed the connection while the model was being loaded.
+    """
+    service = service_of(request)
+    served = await while_connected(request, service.lease(name))
+    request.scope["state"].setdefault("at_end", []).append(partial(service.residents.release, served))
+    return served

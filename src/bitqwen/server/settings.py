@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -22,7 +23,23 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _duration(value: Any) -> Any:
+    """A number of seconds, or one with a unit; "forever" is ``None``."""
+    if not isinstance(value, str):
+        return value
+    if value == "forever":
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*(ms|s|m|h|d)?", value.strip())
+    if match is None:
+        raise ValueError("a duration is a number with ms, s, m, h or d, such as 10m, or forever")
+    return float(match[1]) * _UNITS[match[2] or "s"]
+
+
 Names = Annotated[list[str], NoDecode, BeforeValidator(_split)]
+Duration = Annotated[float | None, BeforeValidator(_duration)]
 Secrets = Annotated[list[SecretStr], NoDecode, BeforeValidator(_split)]
 
 
@@ -31,8 +48,27 @@ class ServerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="BITQWEN_SERVE_", extra="forbid", frozen=True)
 
-    model: str = Field(description="A .gguf file, checkpoint folder, hub id or package:NAME.")
-    alias: Names = Field(default=[], description="Further names that requests may call the model by.")
+    model: str | None = Field(
+        None, description="A .gguf file, checkpoint folder, hub id or package:NAME; loaded at the start."
+    )
+    models_dir: Path | None = Field(
+        None, description="Folder of .gguf files, each loaded when a request first names it."
+    )
+    keep_alive: Duration = Field(
+        600.0,
+        ge=0,
+        description="Time after which an idle model of models_dir is unloaded; a number of seconds, 10m or "
+        "forever.",
+    )
+    memory_budget: ByteSize | None = Field(
+        None,
+        description="Bytes, or 8GB, that all models together may take; by default what the machine can give "
+        "without swapping.",
+    )
+    alias: Names = Field(
+        default=[],
+        description="Further names: NAME for the model, NAME=FILE for a file or one of models_dir.",
+    )
     threads: int | None = Field(None, ge=1, description="Threads that compute; one a core by default.")
     context: int | None = Field(
         None,

@@ -9,10 +9,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from bitqwen.server.errors import invalid
 from bitqwen.server.openai_schemas import Message, Tool
 from bitqwen.server.operations import takes
 from bitqwen.server.schemas import Strict, TokenId
-from bitqwen.server.service import ServedModel, in_thread, service_of
+from bitqwen.server.served_model import ServedModel, in_thread
+from bitqwen.server.service import model_of, service_of
 
 
 class OfModel(Strict):
@@ -22,11 +24,13 @@ class OfModel(Strict):
 
     async def served(self, request: Request) -> ServedModel:
         """The model that is meant."""
-        service = service_of(request)
-        models = service.models()
-        if self.model is None and len(models) == 1:
-            return models[0]
-        return await service.model(self.model or "")
+        if self.model is not None:
+            return await model_of(request, self.model)
+        offers = service_of(request).catalog.offers()
+        if len(offers) > 1:
+            names = ", ".join(offer.name for offer in offers)
+            raise invalid(f"model is missing; there are several: {names:.1000}.", "model")
+        return await model_of(request, offers[0].name if offers else "")
 
 
 class TokenizeRequest(OfModel):

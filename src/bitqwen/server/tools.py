@@ -27,7 +27,7 @@ from bitqwen.generation.tool_calls import (
 )
 from bitqwen.server.errors import invalid
 from bitqwen.server.requests import Delta
-from bitqwen.server.service import ServedModel, in_thread
+from bitqwen.server.served_model import ServedModel, in_thread
 
 ToolMode = Literal["none", "auto", "required"]
 
