@@ -60,6 +60,28 @@ nb::dict as_dict(const MemoryReport& report) {
   return out;
 }
 
+nb::dict as_dict(const Profile& profile) {
+  nb::list operations;
+  for (int i = 0; i < kOperations; ++i) {
+    const auto operation = static_cast<Operation>(i);
+    const OperationTime& time = profile.time(operation);
+    nb::dict row;
+    const std::string_view name = operation_name(operation);
+    row["name"] = nb::str(name.data(), name.size());
+    row["calls"] = time.calls;
+    row["seconds"] = time.seconds;
+    row["waiting"] = time.waiting;
+    row["barriers"] = time.barriers;
+    row["bytes"] = time.bytes;
+    operations.append(row);
+  }
+  nb::dict out;
+  out["steps"] = profile.steps();
+  out["tokens"] = profile.tokens();
+  out["operations"] = operations;
+  return out;
+}
+
 using Rows = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
 Rows forward(LockedModel& model,
@@ -118,6 +140,20 @@ void bind_engine(nb::module_& m) {
       .def(
           "decode_bytes", [](const LockedModel& self) { return self.model().decode_bytes(); },
           "Bytes of packed weights that computing one token reads.")
+      .def(
+          "start_profile",
+          [](LockedModel& self) { self.with([](Model& model) { model.profile().start(); }); },
+          "Forgets what was measured and measures every forward() from now on.")
+      .def(
+          "stop_profile",
+          [](LockedModel& self) {
+            return self.with([](Model& model) {
+              model.profile().stop();
+              return as_dict(model.profile());
+            });
+          },
+          "Ends measuring; what was measured: steps, tokens, and for each operation its name, calls, "
+          "seconds, waiting, barriers, bytes.")
       .def("free_positions",
            [](LockedModel& self) {
              return self.with([](Model& model) { return model.cache().free_positions(); });

@@ -146,7 +146,9 @@ void Model::step(std::span<const Row> rows, Output output, float* out,
   const auto hidden = [&](int row) { return s.hidden.data() + row * c.hidden; };
   const auto delta = [&](int row) { return s.delta.data() + row * c.hidden; };
 
+  profile_.begin_step(n);
   for (int row = 0; row < n; ++row) embedding_->dequantize_row(rows[row].token, hidden(row));
+  profile_.add(Operation::kEmbedding, n * (embedding_->bytes() / c.vocab_size));
 
   bool first = true;  // the block before has left what it adds in `delta`
   const auto normed = [&](const std::vector<float>& weight) {
@@ -163,30 +165,55 @@ void Model::step(std::span<const Row> rows, Output output, float* out,
     stop_if(should_stop);
     const Layer& layer = layers_[l];
     prepare(n, c.hidden, {&layer.query, &layer.key, &layer.value}, normed(layer.attention_norm));
+    profile_.add(Operation::kAttentionNorm, 0);
     first = false;
     float* qkv = s.qkv.data();
     multiply({{&layer.query, input_of(layer.query), qkv, s.qkv_stride},
               {&layer.key, input_of(layer.key), qkv + c.query_rows(), s.qkv_stride},
               {&layer.value, input_of(layer.value), qkv + c.query_rows() + c.kv_rows(), s.qkv_stride}},
              n);
+    profile_.add(Operation::kQueryKeyValue, layer.query.bytes() + layer.key.bytes() + layer.value.bytes());
     attention(rows, l);
+    profile_.add(Operation::kAttention, profile_.enabled() ? cache_bytes(rows) : 0);
     prepare(n, c.query_rows(), {&layer.attention_output},
             [&](int row, int) { return s.attended.data() + row * c.query_rows(); });
+    profile_.add(Operation::kAttentionQuantize, 0);
     multiply({{&layer.attention_output, input_of(layer.attention_output), s.delta.data(), c.hidden}}, n);
+    profile_.add(Operation::kAttentionOutput, layer.attention_output.bytes());
 
     prepare(n, c.hidden, {&layer.gate, &layer.up}, normed(layer.mlp_norm));
+    profile_.add(Operation::kMlpNorm, 0);
     multiply({{&layer.gate, input_of(layer.gate), s.gate_up.data(), s.mlp_stride},
               {&layer.up, input_of(layer.up), s.gate_up.data() + c.intermediate, s.mlp_stride}},
              n);
+    profile_.add(Operation::kGateUp, layer.gate.bytes() + layer.up.bytes());
     prepare(n, c.intermediate, {&layer.down}, [&](int row, int) {
       float* gate = s.gate_up.data() + row * s.mlp_stride;
       ops.swiglu(gate, gate + c.intermediate, c.intermediate);
       return gate;
     });
+    profile_.add(Operation::kSwiglu, 0);
     multiply({{&layer.down, input_of(layer.down), s.delta.data(), c.hidden}}, n);
+    profile_.add(Operation::kDown, layer.down.bytes());
   }
   stop_if(should_stop);
   head(rows, output, out);
+}
+
+// Of the KV cache that the attention of one layer reads: a row group's pages once.
+int64_t Model::cache_bytes(std::span<const Row> rows) const {
+  const KvShape& shape = cache_->shape();
+  const int64_t position_bytes = shape.page_bytes() / shape.layers / kPagePositions;
+  int64_t positions = 0;
+  for (size_t begin = 0; begin < rows.size();) {
+    size_t end = begin + 1;
+    while (end < rows.size() && end - begin < kAttentionRows && rows[end].sequence == rows[begin].sequence) {
+      ++end;
+    }
+    positions += rows[end - 1].position + 1;
+    begin = end;
+  }
+  return positions * position_bytes;
 }
 
 void Model::attention(std::span<const Row> rows, int l) {
@@ -224,6 +251,8 @@ void Model::attention(std::span<const Row> rows, int l) {
       }
     }
   });
+
+  profile_.add(Operation::kRope, n * (cache_->shape().page_bytes() / c.layers / kPagePositions));
 
   // Softmax over one chunk of positions for one query; the chunks are then merged in their order,
   // whoever computed them: the result does not depend on how the work was shared out.
@@ -323,13 +352,16 @@ void Model::head(std::span<const Row> rows, Output output, float* result) {
   };
   if (output == Output::kHidden) {
     for (int i = 0; i < n; ++i) normed(i, out + i * stride);
+    profile_.add(Operation::kOutputNorm, 0);
   } else {
     prepare(n, c.hidden, {&weights}, [&](int i, int thread) -> const float* {
       float* row = s.threads[thread].row.data();
       normed(i, row);
       return row;
     });
+    profile_.add(Operation::kOutputNorm, 0);
     multiply({{&weights, &activations(weights.activation_group()), out, stride}}, n);
+    profile_.add(Operation::kHead, weights.bytes());
   }
   for (int i = 0; i < n; ++i) {
     // One value that is not a number makes all that follow meaningless; the first one tells.

@@ -13,6 +13,7 @@
 #include "gguf/reader.h"
 #include "kernels/multiply.h"
 #include "model/config.h"
+#include "model/profile.h"
 #include "model/rope.h"
 #include "threads/pool.h"
 #include "weights/packed_matrix.h"
@@ -66,6 +67,8 @@ class Model {
   int64_t decode_bytes() const;
   int threads() const { return pool_.size(); }
   KvCache& cache() { return *cache_; }
+  /// Measures every forward() between its start() and stop().
+  Profile& profile() { return profile_; }
 
   /// Appends each request's tokens to its sequence; out: [rows asked for, in order][width(output)].
   /// `should_stop` is asked between layers; when it says yes, or on any error, the sequences stay as
@@ -105,6 +108,7 @@ class Model {
 
   void load(const gguf::File& file);
   void check_requests(std::span<const Request> requests) const;
+  int64_t cache_bytes(std::span<const Row> rows) const;
   void step(std::span<const Row> rows, Output output, float* out, const std::function<bool()>& should_stop);
   void attention(std::span<const Row> rows, int layer);
   void head(std::span<const Row> rows, Output output, float* out);
@@ -117,6 +121,7 @@ class Model {
   Config config_;
   ModelOptions options_;
   ThreadPool pool_;
+  Profile profile_{pool_};
   std::optional<PackedMatrix> embedding_;  // [vocab_size, hidden]
   std::optional<PackedMatrix> output_;     // [vocab_size, hidden]; absent when tied
   std::vector<float> output_norm_;         // [hidden]

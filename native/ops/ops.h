@@ -16,8 +16,8 @@ enum class KvType { kF16, kInt8 };
 
 /// Keys and values of one page, layer and key/value head.
 /// f16:  keys [head_dim][kPagePositions], values [kPagePositions][head_dim]
-/// int8: the same as int8, keys less the page's centre; then key scales [head_dim / 64 or 1]
-///       [kPagePositions], value scales [kPagePositions][head_dim / 64 or 1] and the centre, float32.
+/// int8: the same as int8, keys less the page's centre; then key scales and value
+///       scales, each [head_dim / 64 or 1][kPagePositions], and the centre, float32.
 /// Keys lie transposed so that a vector holds many positions: no horizontal additions.
 struct KvPage {
   uint8_t* keys;

@@ -132,11 +132,16 @@ void ThreadPool::parallel_for(int64_t count, int64_t grain, Body body) {
     wake_.notify_all();
   }
   take_pieces(0);
+  const auto done = measuring_ ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point{};
   gate_.fetch_and(~kOpen);
   for (int spins = 0; gate_.load(std::memory_order_acquire) & kInside; ++spins) {
     // Without a core of its own, a worker needs this one to get on.
     if (crowded_ || spins > kSpinsBeforeYield) std::this_thread::yield();
     relax();
+  }
+  if (measuring_) {
+    waiting_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - done).count();
+    ++waiting_.barriers;
   }
   if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
 }

@@ -37,6 +37,15 @@ class ThreadPool {
   /// One caller at a time: a second one waits. A body must not call back into the pool.
   void parallel_for(int64_t count, int64_t grain, Body body);
 
+  /// What callers spent at the ends of their loops, with no piece left, until the workers were done.
+  struct Waiting {
+    double seconds = 0;
+    int64_t barriers = 0;
+  };
+  /// Begins or ends measuring it: two looks at the clock for each loop.
+  void measure_waiting(bool on) { measuring_ = on; }
+  Waiting waiting() const { return waiting_; }
+
  private:
   struct alignas(64) Share {
     std::atomic<int64_t> next{0};
@@ -55,6 +64,8 @@ class ThreadPool {
   // The job: written by the caller while the gate is shut and nobody is inside.
   const Body* body_ = nullptr;
   int64_t grain_ = 1;
+  bool measuring_ = false;
+  Waiting waiting_;
   std::mutex failure_mutex_;
   std::exception_ptr failure_;
 

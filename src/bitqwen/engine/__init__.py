@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .batch import Batch
 from .model import Model
+from .profile import OperationTime, Profile
 from .session import Session
 
-__all__ = ["Batch", "Model", "Session"]
+__all__ = ["Batch", "Model", "OperationTime", "Profile", "Session"]

@@ -14,6 +14,7 @@ from bitqwen.errors import ModelFileError
 from bitqwen.gguf import GGUFFile
 from bitqwen.models.qwen2 import Qwen2Config
 
+from .profile import Profile
 from .session import Session
 
 DEFAULT_CONTEXT = 4096
@@ -98,6 +99,19 @@ class Model:
     def decode_bytes(self) -> int:
         """Bytes of packed weights that computing one token reads: all but an embedding that is no head."""
         return self._native.decode_bytes()
+
+    def profile(self) -> Profile:
+        """Measures, operation by operation, the steps that run inside a ``with`` block.
+
+        Example::
+
+            with model.profile() as profile:
+                session.feed([token])
+            print(profile)  # a table; or profile.operations, profile.operation("head").seconds
+
+        All sessions of the model are measured together. One block at a time: a second one starts afresh.
+        """
+        return Profile(self._native)
 
     def session(self) -> Session:
         """A new, empty sequence."""
