@@ -9,10 +9,21 @@ from bitqwen.convert import convert
 from bitqwen.engine import Model
 from bitqwen.errors import UsageError
 
-NAMES = (
-    "embedding attention_norm query_key_value rope attention attention_quantize attention_output mlp_norm "
-    "gate_up swiglu down output_norm head"
-).split()
+NAMES = [
+    "embedding",
+    "attention_norm",
+    "query_key_value",
+    "rope",
+    "attention",
+    "attention_quantize",
+    "attention_output",
+    "mlp_norm",
+    "gate_up",
+    "swiglu",
+    "down",
+    "output_norm",
+    "head",
+]
 
 
 @pytest.fixture(scope="module")

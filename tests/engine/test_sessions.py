@@ -114,6 +114,7 @@ def test_forks_and_truncations_are_those_of_plain_lists(model, expected, data):
 
 
 def test_closed_and_collected_sessions_give_their_memory_back(model):
+    gc.collect()  # what other tests left
     free = model._native.free_positions()
     session = model.session()
     session.feed(IDS)

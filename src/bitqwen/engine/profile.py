@@ -93,12 +93,16 @@ class Profile:
 
     def __str__(self) -> str:
         """A table: milliseconds a step, share, bandwidth and waiting of each operation."""
-        lines = [f"{'operation':<20}{'ms/step':>9}{'share':>8}{'GB/s':>8}{'waiting':>9}{'barriers':>10}"]
+        title = f"{'operation':<20}{'ms/step':>9}{'share':>8}{'GB/s':>8}{'waiting':>9}{'barriers':>10}"
         steps, seconds = max(self.steps, 1), self.seconds or 1.0
-        for operation in self.operations:
-            lines.append(
-                f"{operation.name:<20}{operation.seconds / steps * 1e3:>9.3f}"
-                f"{operation.seconds / seconds:>8.1%}{operation.bandwidth / 1e9:>8.1f}"
-                f"{operation.waiting / seconds:>9.1%}{operation.barriers / steps:>10.0f}"
-            )
-        return "\n".join(lines)
+        return "\n".join(
+            [
+                title,
+                *(
+                    f"{operation.name:<20}{operation.seconds / steps * 1e3:>9.3f}"
+                    f"{operation.seconds / seconds:>8.1%}{operation.bandwidth / 1e9:>8.1f}"
+                    f"{operation.waiting / seconds:>9.1%}{operation.barriers / steps:>10.0f}"
+                    for operation in self.operations
+                ),
+            ]
+        )
