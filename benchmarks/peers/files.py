@@ -8,13 +8,11 @@ from pathlib import Path
 
 from bitqwen.convert import convert
 
-from . import tl2
+from . import filled
 from .plan import BITNET, LLAMA, Contest, Rival
 
-SOURCE = "f16.gguf"
-_TIED_TO = "I2_S"  # whose embedding, which is the head, the TL2 file takes
-# Types that llama-quantize refuses without an importance matrix.
-_NEED_IMPORTANCE = ("IQ2_XXS", "IQ2_XS", "IQ1_S", "IQ1_M")
+SOURCE, SMALL = "f16.gguf", "small.gguf"
+_TL2_FROM = Rival(BITNET, "I2_S")  # the file whose embedding, which is the head, the TL2 file takes
 
 
 class Maker:
@@ -30,20 +28,34 @@ class Maker:
 
     def __init__(
         self, folder: Path, model: str, programs: Mapping[str, Path], text: Path | None, threads: int
-    ):
+    ) -> None:
         self.folder, self.model, self.programs = folder, model, programs
         self.text, self.threads = text, threads
         folder.mkdir(parents=True, exist_ok=True)
 
     def make(self, contest: Contest, rivals: Iterable[Rival]) -> None:
-        """What a contest needs and is not there yet."""
+        """What a contest needs and is not there yet.
+
+        Raises:
+            SystemExit: a peer's program failed, or needs a text that was not given.
+        """
         source = self.folder / SOURCE
         if not source.exists():
             convert(self.model, source, scheme="f16", threads=self.threads)
+        if not (self.folder / SMALL).exists():
+            filled.small_source(source, self.folder / SMALL)
         ours = self.folder / contest.ours
-        if not ours.exists() and contest.ours.startswith("bitqwen-"):
-            scheme = contest.ours.removeprefix("bitqwen-").removesuffix(".gguf")
-            convert(str(source), ours, scheme=scheme, force=True, threads=self.threads)
+        if not ours.exists() and contest.scheme:
+            head = contest.head
+            convert(
+                str(source),
+                ours,
+                scheme=contest.scheme,
+                embedding=head,
+                head=head,
+                force=True,
+                threads=self.threads,
+            )
         for rival in rivals:
             self._rival(rival)
 
@@ -52,20 +64,28 @@ class Maker:
         if output.exists():
             return
         if rival.type == "TL2":
-            base = Rival(BITNET, _TIED_TO)
-            self._rival(base)
-            tl2.write(self.folder / base.file, output)
+            self._rival(_TL2_FROM)
+            filled.tl2(self.folder / _TL2_FROM.file, output)
             return
-        command = [str(self.programs[rival.peer].with_name("llama-quantize")), "--allow-requantize"]
-        if rival.type in _NEED_IMPORTANCE:
+        filled.fill(self.folder / SOURCE, self._quantised(rival), output)
+
+    def _quantised(self, rival: Rival) -> Path:
+        """The narrow model in a peer's type."""
+        output = self.folder / f"small-{rival.file}"
+        if output.exists():
+            return output
+        program = self.programs[rival.peer].with_name("llama-quantize")
+        command = [str(program)]
+        if rival.needs_importance:
             command += ["--imatrix", str(self._importance())]
         temporary = output.with_name(output.name + ".part")
-        _run([*command, str(self.folder / SOURCE), str(temporary), rival.type, str(self.threads)])
+        _run([*command, str(self.folder / SMALL), str(temporary), rival.type, str(self.threads)])
         temporary.replace(output)
+        return output
 
     def _importance(self) -> Path:
-        """An importance matrix of a few passages: enough for llama-quantize to go on."""
-        output = self.folder / "imatrix.gguf"
+        """An importance matrix of two passages: enough for llama-quantize to go on."""
+        output = self.folder / "small-imatrix.gguf"
         if output.exists():
             return output
         if self.text is None:
@@ -73,18 +93,9 @@ class Maker:
                 "--text FILE is needed: IQ2 types want an importance matrix, made from some text."
             )
         program = self.programs[LLAMA].with_name("llama-imatrix")
-        reader = Rival(LLAMA, "Q4_K_M")
-        self._rival(reader)
-        command = [
-            str(program),
-            "-m",
-            str(self.folder / reader.file),
-            "-f",
-            str(self.text),
-            "-o",
-            str(output),
-        ]
-        _run([*command, "--chunks", "4", "-c", "512", "-t", str(self.threads)])
+        reader = self._quantised(Rival(LLAMA, "Q4_0"))
+        command = [str(program), "-m", str(reader), "-f", str(self.text), "-o", str(output)]
+        _run([*command, "--chunks", "2", "-c", "256", "-t", str(self.threads)])
         return output
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 LLAMA, IK, BITNET = "llama.cpp", "ik_llama.cpp", "bitnet.cpp"
 PEERS = (LLAMA, IK, BITNET)
+_SHARED = "Q4_K_M"  # read by all of us: one file
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,13 @@ class Rival:
 
     @property
     def file(self) -> str:
-        """The file's name; llama.cpp's Q4_K_M is read by all."""
-        return f"{self.peer}-{self.type}.gguf"
+        """The file's name."""
+        return f"{LLAMA if self.type == _SHARED else self.peer}-{self.type}.gguf"
+
+    @property
+    def needs_importance(self) -> bool:
+        """Whether llama-quantize refuses the type, or chooses differently, without an importance matrix."""
+        return self.type.startswith(("IQ2_X", "IQ2_M", "IQ2_S", "IQ3_X"))
 
 
 @dataclass(frozen=True)
@@ -34,10 +40,12 @@ class Contest:
 
     Attributes:
         name: for the command line and the table.
-        ours: our file's name.
+        ours: our file's name; a peer's where both run the same.
         rivals: the peers' types.
         decode: ratio to the best that decoding is meant to reach; None: none was set.
         prefill: the same for prefill.
+        scheme: of the conversion that makes our file; empty where it is a peer's.
+        head: type of the embedding, which is the output head, instead of the scheme's.
     """
 
     name: str
@@ -45,25 +53,25 @@ class Contest:
     rivals: tuple[Rival, ...]
     decode: float | None = None
     prefill: float | None = None
+    scheme: str = ""
+    head: str | None = None
 
+
+_TERNARY = (
+    Rival(BITNET, "TL2"),
+    Rival(BITNET, "I2_S"),
+    Rival(IK, "IQ2_BN"),
+    Rival(IK, "IQ2_BN_R4"),
+    Rival(LLAMA, "TQ2_0"),
+    Rival(LLAMA, "TQ1_0"),
+)
 
 CONTESTS = {
     contest.name: contest
     for contest in (
-        Contest(
-            "ternary",
-            "bitqwen-ternary.gguf",
-            (
-                Rival(BITNET, "TL2"),
-                Rival(BITNET, "I2_S"),
-                Rival(IK, "IQ2_BN"),
-                Rival(IK, "IQ2_BN_R4"),
-                Rival(LLAMA, "TQ2_0"),
-                Rival(LLAMA, "TQ1_0"),
-            ),
-            decode=2.0,
-            prefill=1.6,
-        ),
+        Contest("ternary-q4", "bitqwen-ternary-q4.gguf", _TERNARY, 2.0, 1.6, scheme="ternary", head="q4_0"),
+        # With the head of the peers' files, so that the bodies alone differ.
+        Contest("ternary", "bitqwen-ternary.gguf", _TERNARY, scheme="ternary"),
         Contest(
             "w2",
             "bitqwen-w2.gguf",
@@ -75,15 +83,17 @@ CONTESTS = {
             ),
             decode=2.0,
             prefill=1.6,
+            scheme="w2",
         ),
         Contest(
             "v2",
             "bitqwen-v2.gguf",
             (Rival(LLAMA, "IQ2_XXS"), Rival(IK, "IQ2_KT", counts=False)),
             decode=3.0,
+            scheme="v2",
         ),
-        Contest("v2.5", "bitqwen-v2.5.gguf", (Rival(LLAMA, "IQ2_M"),), decode=3.0),
-        Contest("v3", "bitqwen-v3.gguf", (Rival(LLAMA, "IQ3_XXS"),), decode=3.0),
+        Contest("v2.5", "bitqwen-v2.5.gguf", (Rival(LLAMA, "IQ2_M"),), decode=3.0, scheme="v2.5"),
+        Contest("v3", "bitqwen-v3.gguf", (Rival(LLAMA, "IQ3_XXS"),), decode=3.0, scheme="v3"),
         Contest(
             "q4_k_m",
             "llama.cpp-Q4_K_M.gguf",
@@ -92,10 +102,7 @@ CONTESTS = {
             prefill=1.2,
         ),
         Contest(
-            "w4",
-            "bitqwen-w4.gguf",
-            (Rival(LLAMA, "Q4_0"), Rival(LLAMA, "Q4_K_M")),
-            prefill=1.2,
+            "w4", "bitqwen-w4.gguf", (Rival(LLAMA, "Q4_0"), Rival(LLAMA, "Q4_K_M")), prefill=1.2, scheme="w4"
         ),
     )
 }

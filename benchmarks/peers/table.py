@@ -110,10 +110,10 @@ def _roofs(records: list[Record], kind: str) -> list[str]:
     lines: list[str] = []
     for name in dict.fromkeys(record["contest"] for record in records):
         mine = [record for record in records if record["contest"] == name]
-        if kind == "tg" and name == "ternary":
+        if kind == "tg" and name.startswith("ternary"):
             best = max(share(record, "ours") or 0.0 for record in mine)
             lines.append(_roof(f"{name}, bytes a second over the read bandwidth", best, _ROOF_SHARE))
-        if kind == "pp" and name in ("ternary", "w2"):
+        if kind == "pp" and name in ("ternary-q4", "ternary", "w2"):
             best = max(record["ours"].get("int8_share") or 0.0 for record in mine)
             lines.append(_roof(f"{name}, multiply-adds a second over the int8 peak", best, _INT8_SHARE))
     return [*lines, ""] if lines else []

@@ -55,7 +55,7 @@ def tiny(tiny_checkpoint, tmp_path_factory):
     return path
 
 
-def record(ours, theirs, *, kind="tg", contest="ternary", sizes=(100, 400), bandwidth=100_000, **more):
+def record(ours, theirs, *, kind="tg", contest="ternary-q4", sizes=(100, 400), bandwidth=100_000, **more):
     return {
         "contest": contest,
         "test": "tg64",
@@ -97,7 +97,7 @@ def test_a_file_that_is_no_gguf(tmp_path):
 
 def test_tl2_keeps_all_but_the_matrices_of_layers(tiny, tmp_path):
     output = tmp_path / "tl2.gguf"
-    part("tl2").write(tiny, output)
+    part("filled").tl2(tiny, output)
     before, after = part("weights").layout(tiny), part("weights").layout(output)
     assert (after.metadata, after.shapes) == (before.metadata, before.shapes)
     assert set(after.types.values()) == {0, 1, 39}
@@ -107,7 +107,7 @@ def test_tl2_keeps_all_but_the_matrices_of_layers(tiny, tmp_path):
         if copied:
             assert read(output, after, name) == read(tiny, before, name)
         else:
-            assert after.sizes[name] == part("tl2").nbytes(*shape)
+            assert after.sizes[name] == part("filled").tl2_nbytes(*shape)
             (scale,) = np.frombuffer(read(output, after, name)[-32:-28], np.float32)
             assert scale == np.float32(0.01)
 
@@ -119,7 +119,29 @@ def read(path, about, name):
 
 def test_tl2_takes_five_bits_for_three_weights():
     # 1280 x 256 weights in triples, 256 x 256 in pairs, rounded up to 32 bytes, and 32 for the scale.
-    assert part("tl2").nbytes(1536, 256) == 84_672 + 32
+    assert part("filled").tl2_nbytes(1536, 256) == 84_672 + 32
+
+
+def test_a_full_file_repeats_the_blocks_of_a_narrow_one(tiny_checkpoint, tmp_path):
+    source, small, narrow, full = (
+        tmp_path / f"{name}.gguf" for name in ("source", "small", "narrow", "full")
+    )
+    made = tiny_checkpoint(layers=1, hidden=512, intermediate=1024, heads=8, kv_heads=1, tied=True)
+    convert(made.folder, source, "f16")
+    part("filled").small_source(source, small)
+    assert part("weights").layout(small).shapes["blk.0.ffn_down.weight"] == (512, 256)
+    assert GGUFFile(small).metadata["qwen2.embedding_length"] == 256
+    convert(small, narrow, "q2_k")
+    part("filled").fill(source, narrow, full)
+    wide, blocks = GGUFFile(full), GGUFFile(narrow)
+    for name, info in GGUFFile(source).tensors.items():
+        assert wide.tensors[name].shape == info.shape
+        assert wide.tensors[name].type == blocks.tensors[name].type
+    expected = np.resize(np.tile(blocks.read("blk.0.attn_output.weight"), 2), (512, 512))
+    np.testing.assert_array_equal(wide.read("blk.0.attn_output.weight"), expected)
+    np.testing.assert_array_equal(
+        wide.read("blk.0.attn_norm.weight"), GGUFFile(source).read("blk.0.attn_norm.weight")
+    )
 
 
 def test_a_run_beside_a_recorded_llama_bench(tiny, tmp_path):
@@ -158,7 +180,7 @@ def program(folder, output):
 
 
 def test_depth_is_beside_no_depth(tiny, tmp_path):
-    contest = part("plan").CONTESTS["ternary"]
+    contest = part("plan").CONTESTS["ternary-q4"]
     (tmp_path / contest.ours).symlink_to(tiny)
     found = part("run").depth(contest, 4, 16, files=tmp_path, threads=1, rounds=2)
     assert (found["test"], found["type"]) == ("tg4 @ d16", "tg4")
@@ -190,7 +212,7 @@ def test_the_table_says_what_is_met():
     assert "**2.15** (2.10 to 2.20) | 2.00: met" in text
     assert "**1.50** (1.50 to 1.50) | 2.00: not met" in text
     assert "### Prefill, 2 threads" in text
-    assert "Our ternary, multiply-adds a second over the int8 peak: 50 %; wanted 65 %: not met." in text
+    assert "Our ternary-q4, multiply-adds a second over the int8 peak: 50 %; wanted 65 %: not met." in text
     assert "Measured on A CPU (avx2), 2026-01-02" in text
 
 
@@ -209,7 +231,7 @@ def test_a_later_run_takes_the_place_of_an_earlier(tmp_path):
 
 def test_every_contest_has_files_of_its_own_names():
     contests = part("plan").CONTESTS
-    assert set(contests) == {"ternary", "w2", "v2", "v2.5", "v3", "q4_k_m", "w4"}
+    assert set(contests) == {"ternary-q4", "ternary", "w2", "v2", "v2.5", "v3", "q4_k_m", "w4"}
     for contest in contests.values():
         assert any(rival.counts for rival in contest.rivals)
         assert {rival.peer for rival in contest.rivals} <= set(part("plan").PEERS)
