@@ -32,10 +32,10 @@ from bitqwen.convert import convert
 from bitqwen.gguf import TensorType, type_info
 from bitqwen.measure.reference import ReferenceFile
 from bitqwen.measure.runner import measure_texts
-from bitqwen.measure.texts import load_texts, packaged_names
 from bitqwen.models.qwen2 import Qwen2Config
 from bitqwen.models.registry import config_from_hf
 from bitqwen.quant import Encoded, Recipe, Statistics, TensorPlan, quantize
+from bitqwen.texts import load_texts, packaged_names
 
 Array = npt.NDArray[np.float32]
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bitqwen import measure
 from bitqwen.calibrate import Calibration, default_text
 from bitqwen.calibrate.encoder import CalibratedEncoder
 from bitqwen.calibrate.transformer import embed, rms_norm, run_layer
@@ -12,8 +11,8 @@ from bitqwen.convert import convert
 from bitqwen.engine import Model
 from bitqwen.errors import UsageError
 from bitqwen.gguf import GGUFFile
-from bitqwen.measure.texts import held_out_in, packaged_text
 from bitqwen.models.registry import config_from_hf
+from bitqwen.texts import held_out_in, packaged_names, packaged_text
 
 SHAPES = [
     {"layers": 2},
@@ -154,7 +153,7 @@ def test_held_out_texts_are_refused(tiny_checkpoint):
     checkpoint, _ = opened(tiny_checkpoint(layers=1))
     with pytest.raises(UsageError, match="prose"):
         Calibration(text=TEXT + packaged_text("prose")[2000:4000]).ids(checkpoint)
-    assert measure.texts.packaged_names()
+    assert packaged_names()
 
 
 def test_texts_and_counts_that_will_not_do(tiny_checkpoint):

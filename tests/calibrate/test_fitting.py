@@ -11,8 +11,8 @@ from bitqwen.errors import UsageError
 from bitqwen.generation.tokenizer import Tokenizer
 from bitqwen.gguf import GGUFFile
 from bitqwen.measure import evaluate, passage
-from bitqwen.measure.texts import packaged_text
 from bitqwen.models.registry import config_from_hf
+from bitqwen.texts import packaged_text
 from helpers.tiny_checkpoint import write_safetensors
 
 TEXT = Calibration(text="def add(first, second):\n    return first + second\n\n" * 400, tokens=512, chunk=64)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from bitqwen import texts
 from bitqwen.convert import convert
-from bitqwen.measure import texts
 
 
 @pytest.fixture(scope="module")

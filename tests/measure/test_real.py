@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bitqwen import texts
 from bitqwen.engine import Model
 from bitqwen.generation.tokenizer import Tokenizer
 from bitqwen.gguf import GGUFFile
-from bitqwen.measure import evaluate, passage, texts
+from bitqwen.measure import evaluate, passage
 
 CHUNKS = 2
 

@@ -13,9 +13,9 @@ import numpy.typing as npt
 from bitqwen.checkpoints import Checkpoint
 from bitqwen.errors import UsageError
 from bitqwen.generation.tokenizer import Tokenizer
-from bitqwen.measure.texts import held_out_in
 from bitqwen.models.qwen2 import Qwen2Config
 from bitqwen.quant import DEFAULT_RECIPE, Recipe, TensorPlan
+from bitqwen.texts import held_out_in
 
 from .encoder import CalibratedEncoder
 from .imatrix import ImportanceEncoder, load

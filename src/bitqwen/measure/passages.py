@@ -6,7 +6,6 @@ the second half of each is scored, so that every scored token has at least n / 2
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from bitqwen.errors import UsageError
 from bitqwen.generation.tokenizer import Tokenizer
+from bitqwen.texts import text_sha256
 
 DEFAULT_CONTEXT = 512
 MIN_CONTEXT = 8
@@ -93,11 +93,6 @@ def first_scored(context: int) -> int:
 def scored_rows(context: int) -> int:
     """Scored tokens of a chunk: those after the middle; after the last there is none to compare with."""
     return context - 1 - first_scored(context)
-
-
-def text_sha256(text: str) -> str:
-    """SHA-256 of a text in UTF-8, hexadecimal."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def passage(

@@ -10,10 +10,10 @@ from typing import Any
 
 from bitqwen.gguf import GGUFFile
 from bitqwen.gguf.rewrite import add_metadata
+from bitqwen.texts import load_texts, packaged_names
 
 from .evaluation import Report, TextResult
 from .runner import EngineOptions, measure_texts
-from .texts import load_texts, packaged_names
 
 DEFAULT_CHUNKS = 4
 

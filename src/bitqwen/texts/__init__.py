@@ -8,14 +8,13 @@ published nowhere else: no model can know them by heart. Whoever adds calibratio
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from bitqwen.errors import ModelFileError, UsageError
-
-from .passages import text_sha256
 
 _FOLDER = Path(__file__).with_name("held_out")
 _MAX_TEXT_BYTES = 256 << 20
@@ -52,6 +51,11 @@ HELD_OUT = (
         "wikitext-2-valid", "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8", "CC-BY-SA-3.0"
     ),
 )
+
+
+def text_sha256(text: str) -> str:
+    """SHA-256 of a text in UTF-8, hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def packaged_names() -> list[str]:

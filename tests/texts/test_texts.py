@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-import bitqwen.measure
+import bitqwen.texts
+from bitqwen import texts
 from bitqwen.errors import ModelFileError, UsageError
-from bitqwen.measure import texts
 
-FOLDER = Path(bitqwen.measure.__file__).parent / "held_out"
+FOLDER = Path(bitqwen.texts.__file__).parent / "held_out"
 
 
 def test_packaged_texts_are_the_registered_ones() -> None:
