@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from bitqwen.engine import Model
+from bitqwen.engine import Batch, Model, Session
 from bitqwen.errors import ContextLengthError
 from bitqwen.generation.language_model import LanguageModel
 from bitqwen.generation.tokenizer import Tokenizer
@@ -40,6 +40,27 @@ def test_answers_are_those_of_each_prompt_alone(
     )
     assert [(answer.text, answer.finish_reason) for answer in found] == expected
     assert all(answer.tokens <= 24 for answer in found)
+
+
+@pytest.mark.parametrize("length", [5, 64, 100])
+def test_what_prompts_begin_with_is_computed_once(
+    engine: Model, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    instructions = (tokenizer.encode(TEXTS[2]) * length)[:length]
+    prompts = [instructions + tokenizer.encode(text) for text in TEXTS[:4]]
+    expected = [batching.generate(engine, tokenizer, [each], max_tokens=16)[0] for each in prompts]
+    lengths: list[int] = []
+    step = Batch.step
+
+    def counted(batch: Batch, work: list[tuple[Session, list[int]]]) -> object:
+        lengths.extend(len(ids) for _, ids in work)
+        return step(batch, work)
+
+    monkeypatch.setattr(Batch, "step", counted)
+    free = engine.free_positions
+    assert batching.generate(engine, tokenizer, prompts, max_tokens=16, sequences=3) == expected
+    assert max(lengths) == max(len(each) for each in prompts) - length
+    assert engine.free_positions == free
 
 
 def test_progress_and_no_prompts(engine: Model, tokenizer: Tokenizer) -> None:

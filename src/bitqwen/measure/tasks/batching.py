@@ -66,7 +66,8 @@ def generate(
 ) -> list[Answer]:
     """Answers prompts, each with the likeliest token at every place.
 
-    An answer does not depend on which others are under way beside it.
+    An answer does not depend on which others are under way beside it. What all prompts begin with, such as
+    a chat's instructions, is computed once.
 
     Args:
         model: its KV cache must have room for ``sequences`` contexts.
@@ -90,21 +91,25 @@ def generate(
             hint="Allow fewer tokens an answer, or load the model with a larger context.",
         )
     batch = Batch(model)
+    shared = _shared(prompts)
+    stem = model.session() if shared else None
     unused = np.array(tokenizer.unused_ids, np.int64)
     waiting = deque(enumerate(prompts))
     active: list[_Slot] = []
     answers: dict[int, Answer] = {}
     try:
+        if stem is not None:
+            stem.feed(prompts[0][:shared], logits="none")
         while waiting or active:
             if progress is not None:
                 progress(len(answers), len(prompts))
             room = _PROMPT_TOKENS
-            while waiting and len(active) < sequences and (room >= len(waiting[0][1]) or not active):
+            while waiting and len(active) < sequences and (room >= len(waiting[0][1]) - shared or not active):
                 place, prompt = waiting.popleft()
-                room -= len(prompt)
-                active.append(
-                    _Slot(place, model.session(), list(prompt), StopStrings(stop), tokenizer.stream_decoder())
-                )
+                room -= len(prompt) - shared
+                session = model.session() if stem is None else stem.fork()
+                pending = list(prompt[shared:])
+                active.append(_Slot(place, session, pending, StopStrings(stop), tokenizer.stream_decoder()))
             logits = batch.step([(slot.session, slot.pending) for slot in active])[:, : tokenizer.vocab_size]
             logits[:, unused] = -np.inf
             for slot, token in zip(list(active), logits.argmax(axis=1).tolist(), strict=True):
@@ -114,11 +119,20 @@ def generate(
                     active.remove(slot)
                     slot.session.close()
     finally:
-        for slot in active:
-            slot.session.close()
+        for session in [slot.session for slot in active] + ([] if stem is None else [stem]):
+            session.close()
     if progress is not None:
         progress(len(answers), len(prompts))
     return [answers[place] for place in range(len(prompts))]
+
+
+def _shared(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that all of several prompts begin with; at least one of each is its own."""
+    if len(prompts) < 2:
+        return 0
+    first, last = min(prompts), max(prompts)
+    most = min(map(len, prompts)) - 1
+    return next((i for i in range(most) if first[i] != last[i]), most)
 
 
 def _advance(slot: _Slot, token: int, tokenizer: Tokenizer, max_tokens: int) -> Answer | None:

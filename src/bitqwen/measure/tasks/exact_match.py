@@ -90,6 +90,7 @@ def run(
         sequences=sequences,
         progress=progress,
     )
+    writing = time.perf_counter() - started
     items = [
         ItemResult(
             each.id,
@@ -99,7 +100,14 @@ def run(
         )
         for each, answer in zip(problems, answers, strict=True)
     ]
-    return TaskResult(name, "exact match", tuple(items), time.perf_counter() - started)
+    return TaskResult(
+        name,
+        "exact match",
+        tuple(items),
+        time.perf_counter() - started,
+        tokens=sum(answer.tokens for answer in answers),
+        writing_seconds=writing,
+    )
 
 
 def matches(said: str, right: str) -> bool:

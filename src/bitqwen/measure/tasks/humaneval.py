@@ -157,6 +157,7 @@ def run(
         sequences=sequences,
         progress=progress,
     )
+    writing = time.perf_counter() - started
     chat = prompter.style == "chat"
     outcomes = [
         run_program(program(each, answer.text, chat=chat), limits)
@@ -166,7 +167,15 @@ def run(
         ItemResult(each.id, outcome.status == "passed", answer.text, _remark(outcome))
         for each, answer, outcome in zip(problems, answers, outcomes, strict=True)
     ]
-    return TaskResult(name, "pass@1", tuple(items), time.perf_counter() - started, _warnings(outcomes))
+    return TaskResult(
+        name,
+        "pass@1",
+        tuple(items),
+        time.perf_counter() - started,
+        _warnings(outcomes),
+        tokens=sum(answer.tokens for answer in answers),
+        writing_seconds=writing,
+    )
 
 
 def require_consent(*, allow: bool) -> None:

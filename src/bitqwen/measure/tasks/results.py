@@ -45,6 +45,8 @@ class TaskResult:
         items: in the task's order.
         seconds: how long it took.
         warnings: what the reader of the figure should know.
+        tokens: that the model wrote; 0 where it chose instead.
+        writing_seconds: how long that took, the prompts' reading included.
     """
 
     task: str
@@ -52,6 +54,8 @@ class TaskResult:
     items: tuple[ItemResult, ...]
     seconds: float
     warnings: tuple[str, ...] = ()
+    tokens: int = 0
+    writing_seconds: float = 0.0
 
     @property
     def share(self) -> Estimate:
@@ -71,6 +75,8 @@ class TaskResult:
             "solved": sum(item.solved for item in self.items),
             "share": share,
             "seconds": self.seconds,
+            "tokens": self.tokens,
+            "writing_seconds": self.writing_seconds,
             "warnings": list(self.warnings),
             "items": [dataclasses.asdict(item) for item in self.items],
         }
