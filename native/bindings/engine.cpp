@@ -41,8 +41,9 @@ class LockedModel {
 
 KvType kv_type(const std::string& name) {
   if (name == "f16") return KvType::kF16;
-  if (name == "int8") return KvType::kInt8;
-  throw Error(ErrorKind::kArgument, "KV cache type '" + name + "' is not known; 'f16' and 'int8' are");
+  if (name == "q8" || name == "int8") return KvType::kQ8;
+  if (name == "q4") return KvType::kQ4;
+  throw Error(ErrorKind::kArgument, "KV cache type '" + name + "' is not known; 'f16', 'q8' and 'q4' are");
 }
 
 LogitRows logit_rows(const std::string& name) {

@@ -8,18 +8,28 @@
 
 namespace bitqwen {
 
-int64_t KvShape::values_bytes() const {
+int64_t KvShape::keys_bytes() const {
   return int64_t{kPagePositions} * head_dim * (type == KvType::kF16 ? 2 : 1);
 }
 
-int64_t KvShape::scales_bytes() const {
+int64_t KvShape::values_bytes() const {
+  if (type == KvType::kQ4) return int64_t{kPagePositions} * kv_value_groups(head_dim) * (kValueGroup / 2);
+  return keys_bytes();
+}
+
+int64_t KvShape::key_scales_bytes() const {
   return type == KvType::kF16 ? 0 : int64_t{kPagePositions} * kv_scales(head_dim) * 4;
+}
+
+int64_t KvShape::value_scales_bytes() const {
+  if (type == KvType::kQ4) return int64_t{kPagePositions} * kv_value_groups(head_dim) * 2;
+  return key_scales_bytes();
 }
 
 int64_t KvShape::centre_bytes() const { return type == KvType::kF16 ? 0 : int64_t{head_dim} * 4; }
 
-int64_t KvShape::page_bytes() const {
-  return int64_t{layers} * kv_heads * (2 * (values_bytes() + scales_bytes()) + centre_bytes());
+int64_t KvShape::head_bytes() const {
+  return keys_bytes() + values_bytes() + key_scales_bytes() + value_scales_bytes() + centre_bytes();
 }
 
 KvCache::KvCache(const KvShape& shape, int64_t positions)
@@ -126,13 +136,14 @@ void KvCache::commit(int sequence, int64_t count) {
 }
 
 KvPage KvCache::page(int sequence, int64_t index, int layer, int kv_head) const {
-  const int64_t values = shape_.values_bytes(), scales = shape_.scales_bytes();
-  uint8_t* base =
-      buffer_.data() + sequences_[sequence].pages[static_cast<size_t>(index)] * shape_.page_bytes() +
-      (int64_t{layer} * shape_.kv_heads + kv_head) * (2 * (values + scales) + shape_.centre_bytes());
-  return {base, base + values, reinterpret_cast<float*>(base + 2 * values),
-          reinterpret_cast<float*>(base + 2 * values + scales),
-          reinterpret_cast<float*>(base + 2 * (values + scales))};
+  uint8_t* keys = buffer_.data() +
+                  sequences_[sequence].pages[static_cast<size_t>(index)] * shape_.page_bytes() +
+                  (int64_t{layer} * shape_.kv_heads + kv_head) * shape_.head_bytes();
+  uint8_t* values = keys + shape_.keys_bytes();
+  uint8_t* key_scales = values + shape_.values_bytes();
+  uint8_t* value_scales = key_scales + shape_.key_scales_bytes();
+  uint8_t* centre = value_scales + shape_.value_scales_bytes();
+  return {keys, values, reinterpret_cast<float*>(key_scales), value_scales, reinterpret_cast<float*>(centre)};
 }
 
 void KvCache::pages(int sequence, int64_t positions, int layer, int kv_head, KvPage* out) const {

@@ -19,10 +19,15 @@ struct KvShape {
   int head_dim = 0;
   KvType type = KvType::kF16;
 
-  int64_t values_bytes() const;  // keys, or values, of one page, layer and head
-  int64_t scales_bytes() const;  // scales that go with them; 0 for f16
-  int64_t centre_bytes() const;  // what all keys of the page have in common; 0 for f16
-  int64_t page_bytes() const;    // of all layers and heads, keys and values
+  // Of one page, layer and head:
+  int64_t keys_bytes() const;
+  int64_t values_bytes() const;
+  int64_t key_scales_bytes() const;    // 0 for f16
+  int64_t value_scales_bytes() const;  // 0 for f16
+  int64_t centre_bytes() const;        // what all keys of the page have in common; 0 for f16
+  int64_t head_bytes() const;          // all of these
+  // Of all layers and heads.
+  int64_t page_bytes() const { return int64_t{layers} * kv_heads * head_bytes(); }
 };
 
 class KvCache {

@@ -236,10 +236,10 @@ void Model::attention(std::span<const Row> rows, int l) {
       ops.rope(query, c.heads, c.head_dim, rope_.cosine(position), rope_.sine(position), query_scale);
       ops.rope(key, c.kv_heads, c.head_dim, rope_.cosine(position), rope_.sine(position), 1.0f);
       // Qwen2.5's key biases are many times what varies between keys, and would take up most of eight
-      // bits. An int8 page keeps keys less the bias as rotated at the page's middle: attention adds the
+      // bits. A q8 or q4 page keeps keys less the bias as rotated at the page's middle: attention adds the
       // product with it back, once for each page.
       float* centre = s.threads[thread].row.data();
-      if (options_.kv_type == KvType::kInt8) {
+      if (options_.kv_type != KvType::kF16) {
         const int64_t middle = position / kPagePositions * kPagePositions + kPagePositions / 2;
         std::copy_n(bias.data() + c.query_rows(), c.kv_rows(), centre);
         ops.rope(centre, c.kv_heads, c.head_dim, rope_.cosine(middle), rope_.sine(middle), 1.0f);

@@ -106,14 +106,41 @@ __attribute__((always_inline)) inline Wide load_kv(const uint8_t* base, int64_t 
   }
 }
 
+// Registers of a position's values, from dimension d on, without their scale. rows: the page's values.
+template <KvType kType>
+__attribute__((always_inline)) inline Wide load_values(const uint8_t* rows, int position, int d,
+                                                       int head_dim) {
+  if constexpr (kType != KvType::kQ4) {
+    return load_kv<kType>(rows, static_cast<int64_t>(position) * head_dim + d);
+  } else {
+    constexpr int kHalf = kValueGroup / 2;
+    const int64_t group = static_cast<int64_t>(position) * kv_value_groups(head_dim) + d / kValueGroup;
+    const uint8_t* p = rows + group * kHalf + d % kHalf;
+    const int shift = d % kValueGroup < kHalf ? 0 : 4;
+#if defined(__AVX512F__)
+    const __m128i bytes = _mm_srli_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), shift);
+    const __m512i codes = _mm512_cvtepu8_epi32(_mm_and_si128(bytes, _mm_set1_epi8(15)));
+    return reinterpret_cast<Wide>(_mm512_cvtepi32_ps(codes)) - 8.0f;
+#elif defined(__AVX2__)
+    const __m128i bytes = _mm_srli_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), shift);
+    const __m256i codes = _mm256_cvtepu8_epi32(_mm_and_si128(bytes, _mm_set1_epi8(15)));
+    return reinterpret_cast<Wide>(_mm256_cvtepi32_ps(codes)) - 8.0f;
+#else
+    Wide v;
+    for (int i = 0; i < kWidth; ++i) v[i] = static_cast<float>((p[i] >> shift & 15) - 8);
+    return v;
+#endif
+  }
+}
+
 // Scores of kHeads queries with all positions of a page; scores: [kHeads][kPagePositions].
 template <KvType kType, int kHeads>
 void page_scores(const KvPage& page, const float* queries, int head_dim, float* scores) {
   constexpr int kVectors = vectors_of<kHeads>();
-  const int blocks = kType == KvType::kInt8 ? kv_scales(head_dim) : 1;
+  const int blocks = kType == KvType::kF16 ? 1 : kv_scales(head_dim);
   const int size = head_dim / blocks;
   float centre_scores[kHeads] = {};
-  if constexpr (kType == KvType::kInt8) {
+  if constexpr (kType != KvType::kF16) {
     for (int h = 0; h < kHeads; ++h)
       centre_scores[h] = dot(queries + h * head_dim, page.key_centre, head_dim);
   }
@@ -134,7 +161,7 @@ void page_scores(const KvPage& page, const float* queries, int head_dim, float* 
         constexpr int h = i / kVectors, v = i % kVectors;
         float* out = scores + h * kPagePositions + p + v * kWidth;
         Wide s = sums[i];
-        if constexpr (kType == KvType::kInt8) {
+        if constexpr (kType != KvType::kF16) {
           s = multiply_add(s, load_wide(page.key_scales + b * kPagePositions + p + v * kWidth),
                            b > 0 ? load_wide(out) : Wide{} + centre_scores[h]);
         }
@@ -153,8 +180,7 @@ void add_values(const uint8_t* rows, int positions, const float* weights, int he
       [&](auto i) { sums[i] = load_wide(values + i / kVectors * head_dim + d + i % kVectors * kWidth); });
   for (int p = 0; p < positions; ++p) {
     Wide row[kVectors];
-    unrolled<kVectors>(
-        [&](auto v) { row[v] = load_kv<kType>(rows, static_cast<int64_t>(p) * head_dim + d + v * kWidth); });
+    unrolled<kVectors>([&](auto v) { row[v] = load_values<kType>(rows, p, d + v * kWidth, head_dim); });
     unrolled<kHeads>([&](auto h) __attribute__((always_inline)) {
       const Wide w = Wide{} + weights[h * kPagePositions + p];
       unrolled<kVectors>(
@@ -165,19 +191,26 @@ void add_values(const uint8_t* rows, int positions, const float* weights, int he
       [&](auto i) { store_wide(values + i / kVectors * head_dim + d + i % kVectors * kWidth, sums[i]); });
 }
 
-// The same for all d. An int8 value's scale goes into its weight.
+// The same for all d. A quantised value's scale goes into its weight.
 template <KvType kType, int kHeads>
 void page_values(const KvPage& page, int positions, const float* weights, int head_dim, float* values) {
   constexpr int kVectors = vectors_of<kHeads>();
-  const int blocks = kType == KvType::kInt8 ? kv_scales(head_dim) : 1;
-  const int size = head_dim / blocks;
+  const int blocks = kType == KvType::kF16  ? 1
+                     : kType == KvType::kQ8 ? kv_scales(head_dim)
+                                            : kv_value_groups(head_dim);
+  const int size = kType == KvType::kQ4 ? kValueGroup : head_dim / blocks;
   alignas(64) float scaled[kHeads * kPagePositions];
   for (int b = 0; b < blocks; ++b) {
     const float* factors = weights;
-    if constexpr (kType == KvType::kInt8) {
-      const float* scales = page.value_scales + b * kPagePositions;
+    if constexpr (kType != KvType::kF16) {
       for (int p = 0; p < kPagePositions; p += kWidth) {
-        const Wide scale = load_wide(scales + p);
+        const int place = b * kPagePositions + p;
+        Wide scale;
+        if constexpr (kType == KvType::kQ8) {
+          scale = load_wide(reinterpret_cast<const float*>(page.value_scales) + place);
+        } else {
+          scale = load_kv<KvType::kF16>(page.value_scales, place);
+        }
         for (int h = 0; h < kHeads; ++h) {
           const int i = h * kPagePositions + p;
           store_wide(scaled + i, load_wide(weights + i) * scale);
@@ -186,7 +219,7 @@ void page_values(const KvPage& page, int positions, const float* weights, int he
       factors = scaled;
     }
     int d = b * size;
-    const int end = d + size;
+    const int end = head_dim - d < size ? head_dim : d + size;
     for (; d + kVectors * kWidth <= end; d += kVectors * kWidth) {
       add_values<kType, kHeads, kVectors>(page.values, positions, factors, head_dim, d, values);
     }
@@ -271,10 +304,13 @@ void attend_typed(const KvPage* pages, int64_t positions, const float* queries, 
 
 void attend(const KvPage* pages, KvType type, int64_t positions, const float* queries, int heads,
             int head_dim, float* scratch, const PartialAttention& out) {
-  if (type == KvType::kF16) {
-    attend_typed<KvType::kF16>(pages, positions, queries, heads, head_dim, scratch, out);
-  } else {
-    attend_typed<KvType::kInt8>(pages, positions, queries, heads, head_dim, scratch, out);
+  switch (type) {
+    case KvType::kF16:
+      return attend_typed<KvType::kF16>(pages, positions, queries, heads, head_dim, scratch, out);
+    case KvType::kQ8:
+      return attend_typed<KvType::kQ8>(pages, positions, queries, heads, head_dim, scratch, out);
+    case KvType::kQ4:
+      return attend_typed<KvType::kQ4>(pages, positions, queries, heads, head_dim, scratch, out);
   }
 }
 

@@ -75,6 +75,24 @@ float quantize_block(const float* x, const float* centre, int n, int8_t* out, in
   return scale;
 }
 
+// The largest of `n` values, up to kValueGroup, becomes -8 of 16 steps. Returns the scale as float16.
+uint16_t quantize_group(const float* x, int n, uint8_t* out) {
+  float largest = 0.0f;
+  for (int i = 0; i < n; ++i) largest = std::fabs(x[i]) > std::fabs(largest) ? x[i] : largest;
+  const uint16_t scale = float_to_half(largest / -8.0f);
+  const float step = half_to_float(scale);
+  const float inverse = step != 0.0f ? 1.0f / step : 0.0f;
+  uint8_t codes[kValueGroup] = {};
+  for (int i = 0; i < n; ++i) {
+    const long code = std::lrint(x[i] * inverse);
+    codes[i] = static_cast<uint8_t>((code < -8 ? -8 : code > 7 ? 7 : code) + 8);
+  }
+  for (int i = 0; i < kValueGroup / 2; ++i) {
+    out[i] = static_cast<uint8_t>(codes[i] | codes[i + kValueGroup / 2] << 4);
+  }
+  return scale;
+}
+
 void store_kv(const KvPage& page, KvType type, int position, const float* key, const float* value,
               const float* centre, int head_dim) {
   if (type == KvType::kF16) {
@@ -87,12 +105,25 @@ void store_kv(const KvPage& page, KvType type, int position, const float* key, c
   if (position == 0) std::memcpy(page.key_centre, centre, static_cast<size_t>(head_dim) * sizeof(float));
   const int blocks = kv_scales(head_dim), size = head_dim / blocks;
   auto* keys = reinterpret_cast<int8_t*>(page.keys) + position;
-  auto* values = reinterpret_cast<int8_t*>(page.values) + position * head_dim;
   for (int b = 0; b < blocks; ++b) {
     page.key_scales[b * kPagePositions + position] = quantize_block(
         key + b * size, centre + b * size, size, keys + b * size * kPagePositions, kPagePositions);
-    page.value_scales[b * kPagePositions + position] =
-        quantize_block(value + b * size, nullptr, size, values + b * size, 1);
+  }
+  if (type == KvType::kQ8) {
+    auto* values = reinterpret_cast<int8_t*>(page.values) + position * head_dim;
+    auto* scales = reinterpret_cast<float*>(page.value_scales) + position;
+    for (int b = 0; b < blocks; ++b) {
+      scales[b * kPagePositions] = quantize_block(value + b * size, nullptr, size, values + b * size, 1);
+    }
+    return;
+  }
+  const int groups = kv_value_groups(head_dim);
+  uint8_t* values = page.values + position * groups * (kValueGroup / 2);
+  auto* scales = reinterpret_cast<uint16_t*>(page.value_scales) + position;
+  for (int g = 0; g < groups; ++g) {
+    const int begin = g * kValueGroup, left = head_dim - begin;
+    scales[g * kPagePositions] = quantize_group(value + begin, left < kValueGroup ? left : kValueGroup,
+                                                values + g * (kValueGroup / 2));
   }
 }
 

@@ -29,7 +29,7 @@ def test_gguf_as_json(bitqwen, tiny_gguf):
     assert found["metadata"]["tokenizer.ggml.tokens"] == "[512 values]"
 
 
-@pytest.mark.parametrize("kv", ["f16", "int8"])
+@pytest.mark.parametrize("kv", ["f16", "q8", "q4", "int8"])
 def test_memory_is_what_the_engine_takes(bitqwen, tiny_gguf, kv):
     result = bitqwen("inspect", tiny_gguf, "--json", "--context", "300", "--kv", kv, "-t", "1")
     told = json.loads(result.stdout)["memory"]

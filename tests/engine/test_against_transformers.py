@@ -51,12 +51,14 @@ def test_yarn_equals_transformers_beyond_the_original_context(tiny_checkpoint, t
     assert np.abs(model.logits(ids) - expected).max() < 1e-2 * expected.std()
 
 
-def test_int8_cache_is_close_to_f16(tiny_checkpoint, tmp_path):
+@pytest.mark.parametrize(("kv", "most"), [("q8", 0.1), ("q4", 0.5)])
+def test_a_quantised_cache_is_close_to_f16(tiny_checkpoint, tmp_path, kv, most):
     source = tiny_checkpoint(dtype="F16", tied=False)
     path = convert(source.folder, tmp_path / "f16.gguf", "f16").path
     ids = np.random.default_rng(3).integers(0, 500, 200).tolist()
-    exact, rounded = (Model.open(path, kv=kv).logits(ids) for kv in ("f16", "int8"))
-    assert 0 < np.abs(exact - rounded).max() < 0.1 * exact.std()
+    exact, rounded, older = (Model.open(path, kv=each).logits(ids) for each in ("f16", kv, "int8"))
+    assert 0 < np.abs(exact - rounded).max() < most * exact.std()
+    assert (kv == "q8") == np.array_equal(rounded, older)
 
 
 def test_hidden_states_equal_those_of_transformers(tiny_checkpoint, tmp_path):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from bitqwen import quant
 from bitqwen.convert.sizes import converted_bytes
 from bitqwen.engine import memory
+from bitqwen.engine.cache import KvType
 from bitqwen.engine.model import DEFAULT_CONTEXT
 from bitqwen.errors import UsageError
 from bitqwen.models.qwen2 import Qwen2Config
@@ -39,7 +40,7 @@ def size_in_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def fits(config: Qwen2Config, limit: int, *, context: int | None = None, kv: str = "f16") -> list[Fit]:
+def fits(config: Qwen2Config, limit: int, *, context: int | None = None, kv: KvType = "f16") -> list[Fit]:
     """Each scheme that the model can be stored in, with its file and its memory, widest first."""
     positions = min(context or DEFAULT_CONTEXT, config.max_context)
     rows = []
@@ -48,9 +49,7 @@ def fits(config: Qwen2Config, limit: int, *, context: int | None = None, kv: str
             weights = converted_bytes(config, name)
         except UsageError:  # no type for this model's rows
             continue
-        need = memory.estimate(
-            config, weights=weights, context=positions, kv="int8" if kv == "int8" else "f16"
-        )
+        need = memory.estimate(config, weights=weights, context=positions, kv=kv)
         total = sum(need.values())
         rows.append(Fit(name, weights, total, total <= limit, name in _FOR_TRAINED))
     return sorted(rows, key=lambda row: -row.file)

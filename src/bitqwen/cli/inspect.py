@@ -12,6 +12,7 @@ from bitqwen.errors import UsageError
 
 if TYPE_CHECKING:
     from bitqwen.cli.inspection import Inspection
+    from bitqwen.engine.cache import KvType
 
 
 def inspect(
@@ -76,7 +77,9 @@ def _found(model: str, *, revision: str | None, token: str | None, offline: bool
     return inspect_path(path)
 
 
-def _print_fits(found: Inspection | None, fit: str, context: int | None, kv: str, *, as_json: bool) -> None:
+def _print_fits(
+    found: Inspection | None, fit: str, context: int | None, kv: KvType, *, as_json: bool
+) -> None:
     """Schemes of a model, or of every published size, and which of them run in that memory."""
     from rich.table import Table
 
@@ -114,7 +117,7 @@ def _print_fits(found: Inspection | None, fit: str, context: int | None, kv: str
 
 
 def _as_json(
-    found: Inspection, need: dict[str, int] | None, kv: str, *, with_tensors: bool
+    found: Inspection, need: dict[str, int] | None, kv: KvType, *, with_tensors: bool
 ) -> dict[str, Any]:
     total = found.total
     out = {

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bitqwen.engine import memory
+from bitqwen.engine.cache import KvType
 from bitqwen.engine.model import DEFAULT_CONTEXT
 from bitqwen.errors import UnsupportedModelError, UsageError
 from bitqwen.gguf import GGUFFile, TensorType
@@ -94,7 +95,7 @@ class Inspection:
         sums = [_sum(name, [t for t in self.tensors if t.type == name]) for name in types]
         return sorted(sums, key=lambda row: (-row.nbytes, row.type))
 
-    def memory(self, context: int | None, kv: str, threads: int | None) -> dict[str, int] | None:
+    def memory(self, context: int | None, kv: KvType, threads: int | None) -> dict[str, int] | None:
         """Bytes that running it takes (weights, cache, scratch), for that context; None if it cannot run.
 
         Raises:
@@ -110,7 +111,7 @@ class Inspection:
             self.config,
             weights=sum(tensor.nbytes for tensor in self.tensors),
             context=chosen,
-            kv="int8" if kv == "int8" else "f16",
+            kv=kv,
             threads=threads,
         )
         return {"context": chosen, **need, "total": sum(need.values()), "available": memory.available()}

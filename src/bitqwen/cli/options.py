@@ -135,8 +135,10 @@ Context = Annotated[
     ),
 ]
 KvType = Annotated[
-    Literal["f16", "int8"],
-    typer.Option("--kv", help="Number format of the KV cache.", rich_help_panel=MODEL),
+    Literal["f16", "q8", "q4", "int8"],
+    typer.Option(
+        "--kv", help="Number format of the KV cache; int8 is an older name of q8.", rich_help_panel=MODEL
+    ),
 ]
 System = Annotated[
     str | None,
@@ -252,7 +254,12 @@ def max_tokens(option: int) -> int | None:
 
 
 def load(
-    source: str, *, threads: int | None, context: int | None, kv: Literal["f16", "int8"], quiet: bool = False
+    source: str,
+    *,
+    threads: int | None,
+    context: int | None,
+    kv: Literal["f16", "q8", "q4", "int8"],
+    quiet: bool = False,
 ) -> LanguageModel:
     """Opens a model, with a spinner on stderr."""
     import bitqwen

@@ -82,7 +82,7 @@ def serve(
     threads: options.Threads = None,
     context: options.Context = None,
     kv: Annotated[
-        Literal["f16", "int8"] | None,
+        Literal["f16", "q8", "q4", "int8"] | None,
         _option("--kv", help="Number format of the KV cache: f16 by default.", panel=options.MODEL),
     ] = None,
     cache_positions: Annotated[

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from bitqwen import _native
+
+from .cache import KvType
 
 if TYPE_CHECKING:
     from bitqwen.models.qwen2 import Qwen2Config
@@ -16,7 +18,7 @@ def estimate(
     *,
     weights: int,
     context: int,
-    kv: Literal["f16", "int8"] = "f16",
+    kv: KvType = "f16",
     threads: int | None = None,
     batch: int = 512,
 ) -> dict[str, int]:
@@ -26,7 +28,7 @@ def estimate(
         config: the model's hyperparameters.
         weights: bytes of its tensors in the file.
         context: positions of the one sequence that the KV cache has room for.
-        kv: type of the KV cache's values.
+        kv: number format of the KV cache, see :mod:`bitqwen.engine.cache`.
         threads: threads that will compute; default: one per core.
         batch: tokens computed at once while reading a prompt.
     """

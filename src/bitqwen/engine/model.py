@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from bitqwen.errors import ModelFileError
 from bitqwen.gguf import GGUFFile
 from bitqwen.models.qwen2 import Qwen2Config
 
+from .cache import KvType
 from .profile import Profile
 from .session import Session
 
@@ -40,7 +41,7 @@ class Model:
         threads: int | None = None,
         context: int | None = None,
         cache_positions: int | None = None,
-        kv: Literal["f16", "int8"] = "f16",
+        kv: KvType = "f16",
         batch: int = 512,
     ) -> Model:
         """Reads, checks and packs a model.
@@ -50,7 +51,7 @@ class Model:
             threads: threads that compute; default: one per core that this process may use.
             context: positions a sequence may have; default: 4096, or the model's own if that is less.
             cache_positions: positions that all open sessions together may hold; default: one context.
-            kv: type of the KV cache's values.
+            kv: number format of the KV cache, see :mod:`bitqwen.engine.cache`.
             batch: tokens computed at once while reading a prompt.
 
         Raises:

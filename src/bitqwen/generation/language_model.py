@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from bitqwen.errors import ContextLengthError, ModelFileError, UsageError
 from bitqwen.generation.chat_template import ChatTemplate, Message
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from bitqwen.engine import Model
+    from bitqwen.engine.cache import KvType
     from bitqwen.generation.chat import Chat
     from bitqwen.generation.constraints import Constraint, ConstraintCompiler
     from bitqwen.generation.options import GenerationOptions, PromptOptions
@@ -76,7 +77,7 @@ class LanguageModel:
         threads: int | None = None,
         context: int | None = None,
         cache_positions: int | None = None,
-        kv: Literal["f16", "int8"] = "f16",
+        kv: KvType = "f16",
         batch: int = 512,
         chat_template: str | None = None,
     ) -> LanguageModel:
@@ -87,7 +88,7 @@ class LanguageModel:
             threads: of the engine; ``None`` for one a core.
             context: the longest sequence in tokens; ``None`` for 4096, or the model's own if that is less.
             cache_positions: tokens of all sequences that are kept at once; ``None`` for one context.
-            kv: type of the KV cache, "f16" or "int8".
+            kv: type of the KV cache, "f16", "q8" or "q4".
             batch: tokens of a prompt that are read at once.
             chat_template: to use instead of the file's.
 

@@ -6,12 +6,13 @@ import hashlib
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from bitqwen.errors import UsageError
 
 if TYPE_CHECKING:
     from bitqwen.convert import Progress
+    from bitqwen.engine.cache import KvType
     from bitqwen.generation.language_model import LanguageModel
 
 
@@ -39,14 +40,14 @@ class LoadOptions(SourceOptions, total=False):
     Attributes:
         threads: of the engine; ``None`` for one a core.
         context: the longest sequence in tokens; ``None`` for 4096, or the model's own if that is less.
-        kv: type of the KV cache, "f16" or "int8".
+        kv: type of the KV cache: "f16", "q8" or "q4".
         batch: tokens of a prompt that are read at once.
         chat_template: to use instead of the model's.
     """
 
     threads: int | None
     context: int | None
-    kv: Literal["f16", "int8"]
+    kv: KvType
     batch: int
     chat_template: str | None
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from bitqwen.engine import Model
+from bitqwen.engine.cache import KvType
 from bitqwen.generation.chat_template import ChatTemplate
 from bitqwen.generation.tokenizer import Tokenizer
 from bitqwen.gguf import GGUFFile
@@ -32,7 +33,7 @@ class EngineOptions:
     """How models are opened: threads (``None``: one a core) and the KV cache's number format."""
 
     threads: int | None = None
-    kv: Literal["f16", "int8"] = "f16"
+    kv: KvType = "f16"
 
     def open(self, path: Path, *, context: int, sequences: int = 1) -> Model:
         """A model with room for as many sequences of a context.

@@ -75,7 +75,7 @@ class ServerSettings(BaseSettings):
         ge=16,
         description="Tokens that one sequence may have; 4096, or the model's own if that is less.",
     )
-    kv: Literal["f16", "int8"] = Field("f16", description="Number format of the KV cache.")
+    kv: Literal["f16", "q8", "q4", "int8"] = Field("f16", description="Number format of the KV cache.")
     cache_positions: int | None = Field(
         None,
         ge=16,

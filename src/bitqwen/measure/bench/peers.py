@@ -10,6 +10,15 @@ from bitqwen.errors import BitqwenError
 _BATCH = 512  # tokens of a step, llama.cpp's own default
 
 
+# Of ggml's types.
+_F16, _Q4_0, _Q8_0 = 1, 2, 8
+
+
+def _cache_types(kv: str) -> tuple[int, int]:
+    """Types of keys and values that come nearest to ours: with q4, keys have eight bits here too."""
+    return {"f16": (_F16, _F16), "q4": (_Q8_0, _Q4_0)}.get(kv, (_Q8_0, _Q8_0))
+
+
 class LlamaCpp:
     """llama.cpp inside llama-cpp-python, through its low-level evaluation."""
 
@@ -21,17 +30,17 @@ class LlamaCpp:
                 "llama-cpp-python is not installed.", hint="pip install llama-cpp-python"
             ) from error
         self.module = llama_cpp
-        cache_type = llama_cpp.GGML_TYPE_Q8_0 if kv == "int8" else None
+        keys, values = _cache_types(kv)
         self.model = llama_cpp.Llama(
             model,
             n_ctx=context,
             n_threads=threads,
             n_threads_batch=threads,
             n_batch=_BATCH,
-            flash_attn=kv == "int8",  # it needs that for a quantised cache
+            flash_attn=keys != _F16,  # it needs that for a quantised cache
             verbose=False,
-            type_k=cache_type,
-            type_v=cache_type,
+            type_k=keys,
+            type_v=values,
         )
         self.vocab_size = self.model.n_vocab()
 
@@ -77,8 +86,9 @@ class IkLlamaCpp:
             options = api.llama_context_default_params()
             options.n_ctx, options.n_batch, options.n_ubatch = context, _BATCH, _BATCH
             options.n_threads = options.n_threads_batch = threads
-            if kv == "int8":
-                options.flash_attn, options.type_k, options.type_v = True, 8, 8  # GGML_TYPE_Q8_0
+            keys, values = _cache_types(kv)
+            if keys != _F16:
+                options.flash_attn, options.type_k, options.type_v = True, keys, values
             self.context = api.llama_init_from_model(self.model, options)
             self.vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
             self._batch = api.llama_batch_init(_BATCH, 0, 1)

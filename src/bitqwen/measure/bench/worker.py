@@ -12,12 +12,15 @@ import random
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from bitqwen.errors import BitqwenError
 from bitqwen.measure.energy import EnergyMeter
 
 from .peers import IkLlamaCpp, LlamaCpp
+
+if TYPE_CHECKING:
+    from bitqwen.engine.cache import KvType
 
 # Ids below every control token of any Qwen vocabulary that is not tiny.
 _FIRST_ID, _LAST_ID = 1000, 100_000
@@ -47,7 +50,7 @@ class Bitqwen:
     def __init__(self, model: str, threads: int, context: int, kv: str) -> None:
         from bitqwen.engine import Model
 
-        self.kv: Literal["f16", "int8"] = "int8" if kv == "int8" else "f16"
+        self.kv = cast("KvType", kv)  # refused below if it is none
         self.model = Model.open(model, threads=threads, context=context, kv=self.kv)
         self.session = self.model.session()
         self.vocab_size = self.model.vocab_size
