@@ -77,8 +77,8 @@ def spelling(option: Parameter) -> str:
     """How an option is written, with what it takes."""
     # In an annotation, typer holds the first spelling as the default.
     spellings = [option.info.default, *(option.info.param_decls or ())]
-    names = ", ".join(f"`{name}`" for name in spellings)
-    if option.kind is bool:
+    names = ", ".join(f"`{name}`" for name in "/".join(spellings).split("/"))
+    if bool in {option.kind, *get_args(option.kind)}:
         return names
     if get_origin(option.kind) is Literal:
         return f"{names} " + " \\| ".join(get_args(option.kind))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bitqwen import quant
+from bitqwen.errors import BitqwenError
 from bitqwen.gguf import GGUFFile
 from helpers.tiny_checkpoint import write_safetensors
 
@@ -17,12 +18,17 @@ def test_summary(bitqwen, tiny_folder, tmp_path):
     for words in (str(tmp_path / "m.gguf"), "q8_0", f"{size:,} bytes", "8.500 in the layers' matrices"):
         assert words in result.stdout
     assert GGUFFile(tmp_path / "m.gguf").metadata["bitqwen.scheme"] == "q8_0"
+    # The receipt, which is taken unless there is a reason not to.
+    assert "faithful: answers like the original" in result.stdout
+    assert "--no-receipt" in result.stderr
+    assert GGUFFile(tmp_path / "m.gguf").metadata["bitqwen.receipt.verdict"] == "faithful"
 
 
 def test_json(bitqwen, tiny_folder, tmp_path):
     result = bitqwen("convert", tiny_folder, "-o", tmp_path / "m.gguf", "--json")
     report = json.loads(result.stdout)
     file = GGUFFile(tmp_path / "m.gguf")
+    assert report["receipt"]["domains"].keys() == {"prose", "code"}
     assert report["path"] == str(tmp_path / "m.gguf")
     assert report["scheme"] == "w4"
     assert report["bytes"] == file.nbytes
@@ -41,19 +47,22 @@ def test_quiet_prints_the_path(bitqwen, tiny_folder, tmp_path):
 
 
 def test_options_reach_the_file(bitqwen, tiny_folder, tmp_path):
-    bitqwen("convert", tiny_folder, "-o", tmp_path / "m.gguf", "--embedding", "f16", "-t", "1")
+    bitqwen(
+        "convert", tiny_folder, "-o", tmp_path / "m.gguf", "--embedding", "f16", "-t", "1", "--no-receipt"
+    )
+    assert "bitqwen.receipt.verdict" not in GGUFFile(tmp_path / "m.gguf").metadata
     assert GGUFFile(tmp_path / "m.gguf").tensors["token_embd.weight"].type.name == "F16"
 
 
 def test_requantising_says_so(bitqwen, tiny_folder, tmp_path):
-    bitqwen("convert", tiny_folder, "-o", tmp_path / "q8.gguf", "--scheme", "q8_0")
+    bitqwen("convert", tiny_folder, "-o", tmp_path / "q8.gguf", "--scheme", "q8_0", "--no-receipt")
     result = bitqwen("convert", tmp_path / "q8.gguf", "-o", tmp_path / "m.gguf")
     assert result.returncode == 0
     assert "warning: requantising" in result.stderr
 
 
 def test_debug_logs_each_tensor(bitqwen, tiny_folder, tmp_path):
-    result = bitqwen("convert", tiny_folder, "-o", tmp_path / "m.gguf", "--debug")
+    result = bitqwen("convert", tiny_folder, "-o", tmp_path / "m.gguf", "--debug", "--no-receipt")
     lines = [line for line in result.stderr.splitlines() if line.startswith("blk.1.ffn_down.weight: ")]
     assert len(lines) == 1
     assert "256 x 512, BF16 -> Q4_K, squared error " in lines[0]
@@ -132,6 +141,34 @@ def test_calibrated_with_a_receipt_that_inspect_shows(bitqwen, tiny_folder, tmp_
     assert f"{receipt['domains']['code']['kl']:.4f}" in shown.stdout
     again = json.loads(bitqwen("inspect", path, "--json").stdout)
     assert again["receipt"]["verdict"] == receipt["verdict"]
+
+
+def test_nothing_quantised_needs_no_receipt(bitqwen, tiny_folder, tmp_path):
+    result = bitqwen("convert", tiny_folder, "-o", tmp_path / "m.gguf", "--scheme", "f16", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["receipt"] is None
+
+
+@pytest.mark.parametrize("what", ["memory", "disk"])
+def test_a_receipt_that_does_not_fit_is_left_out_and_said(tiny_folder, tmp_path, monkeypatch, capsys, what):
+    from bitqwen.cli import receipts
+    from bitqwen.convert import convert
+    from bitqwen.engine import memory
+
+    report = convert(tiny_folder, tmp_path / "m.gguf", "w4")
+    if what == "memory":
+        monkeypatch.setattr(memory, "available", lambda: 300 << 20)
+    else:
+        monkeypatch.setattr(receipts, "_SPARE_DISK", 1 << 60)
+    options = {"quiet": False, "threads": 1}
+    assert receipts.measure(report, str(tiny_folder), wanted=None, **options) is None
+    said = capsys.readouterr().err
+    assert "No receipt was taken: " in said
+    assert f" of {what}" in said
+    # Whoever insists gets it, or an error.
+    assert receipts.measure(report, str(tiny_folder), wanted=True, **options).domains
+    with pytest.raises(BitqwenError):
+        receipts.measure(report, str(tmp_path / "none.gguf"), wanted=True, **options)
 
 
 @pytest.mark.parametrize(

@@ -103,12 +103,14 @@ def convert(
         ),
     ] = None,
     receipt: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--receipt",
-            help="Measure the file against its source, print what was lost, and note it in the file.",
+            "--receipt/--no-receipt",
+            help="Measure the file against its source, print what was lost, and note it in the file. By "
+            "default where the source in f16 fits in memory beside the file.",
+            show_default=False,
         ),
-    ] = False,
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Use a scheme that this model was not trained for.")
     ] = False,
@@ -138,11 +140,11 @@ def convert(
         )
     terminal.hub_progress(shown=not (quiet or json))
     chain = _calibration(calibration, calibration_tokens, recipe, save_importance)
+    hub = {"revision": revision, "token": token, "offline": offline}
     plans = None
     if fit is not None or bits is not None:
         if embedding is not None or head is not None or (fit is not None and bits is not None):
             raise UsageError("--fit and --bits choose every type themselves, and one of them is enough.")
-        hub = {"revision": revision, "token": token, "offline": offline}
         plans = fitting.plans(source, fit, bits, chain, quiet=quiet or json, threads=threads, **hub)
     report = convert_with_progress(
         source,
@@ -155,14 +157,9 @@ def convert(
         plans=plans,
         force=force,
         threads=threads,
-        revision=revision,
-        token=token,
-        offline=offline,
+        **hub,
     )
-    taken = None
-    if receipt:
-        hub = {"revision": revision, "token": token, "offline": offline}
-        taken = receipts.measure(output, source, quiet=quiet or json, threads=threads, **hub)
+    taken = receipts.measure(report, source, wanted=receipt, quiet=quiet or json, threads=threads, **hub)
     if json:
         terminal.print_json({**as_json(report), "receipt": receipts.as_json(taken)})
     elif quiet:
@@ -180,8 +177,8 @@ def _calibration(
     if text is None and recipe is None and save_importance is None:
         return None
     from bitqwen.calibrate import Calibration
-    from bitqwen.measure.texts import read_text
     from bitqwen.quant import DEFAULT_RECIPE, Recipe
+    from bitqwen.texts import read_text
 
     if text is not None and text.endswith(".gguf"):
         if recipe not in (None, "fit") or save_importance is not None:
