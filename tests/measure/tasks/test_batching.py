@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from bitqwen.engine import Batch, Model, Session
@@ -61,6 +63,19 @@ def test_what_prompts_begin_with_is_computed_once(
     assert batching.generate(engine, tokenizer, prompts, max_tokens=16, sequences=3) == expected
     assert max(lengths) == max(len(each) for each in prompts) - length
     assert engine.free_positions == free
+
+
+@pytest.mark.parametrize("length", [20, 70])
+def test_a_cache_of_exactly_so_many_contexts_is_enough(
+    tiny_gguf: Path, tokenizer: Tokenizer, length: int
+) -> None:
+    instructions = (tokenizer.encode(TEXTS[2]) * length)[:length]
+    prompts = [instructions + tokenizer.encode(text)[:4] for text in TEXTS]
+    most = 128 - max(map(len, prompts))
+    tight = Model.open(tiny_gguf, threads=1, context=128, cache_positions=2 * 128)
+    roomy = Model.open(tiny_gguf, threads=1, context=128, cache_positions=4 * 128)
+    found = batching.generate(tight, tokenizer, prompts, max_tokens=most, sequences=2)
+    assert found == batching.generate(roomy, tokenizer, prompts, max_tokens=most, sequences=2)
 
 
 def test_progress_and_no_prompts(engine: Model, tokenizer: Tokenizer) -> None:

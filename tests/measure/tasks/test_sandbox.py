@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bitqwen.errors import UsageError
-from bitqwen.measure.tasks import sandbox
+from bitqwen.measure.tasks import humaneval, sandbox
 from bitqwen.measure.tasks.sandbox import Isolation, Limits, run_program
 
 
@@ -161,3 +161,12 @@ def test_other_systems_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(UsageError, match="Linux only"):
         run_program("pass")
+
+
+def test_a_program_that_was_ended_before_it_said_so_tells_nothing_of_the_machine() -> None:
+    outcome = sandbox._outcome(b"", "token", killed=True, code=-9)
+    assert (outcome.status, outcome.isolation) == ("timed out", None)
+    told = sandbox._outcome(b'{"network": true}\n', "token", killed=True, code=-9)
+    assert told.isolation == Isolation(network=True)
+    assert humaneval._warnings([outcome]) == ()
+    assert "files, processes" in humaneval._warnings([outcome, told])[0]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 DEFAULT_SEQUENCES = 16
 # New prompts join a step up to this many tokens, so that those under way do not wait long.
 _PROMPT_TOKENS = 512
+_PAGE = 64  # positions that the KV cache gives out at once
 
 Report = Callable[[int, int], None]
 
@@ -92,6 +93,9 @@ def generate(
         )
     batch = Batch(model)
     shared = _shared(prompts)
+    if model.free_positions < sequences * _whole_pages(needed) + _PAGE:
+        # Whole pages are held once for all; for a part of one there is no room.
+        shared -= shared % _PAGE
     stem = model.session() if shared else None
     unused = np.array(tokenizer.unused_ids, np.int64)
     waiting = deque(enumerate(prompts))
@@ -126,11 +130,15 @@ def generate(
     return [answers[place] for place in range(len(prompts))]
 
 
+def _whole_pages(positions: int) -> int:
+    return -(-positions // _PAGE) * _PAGE
+
+
 def _shared(prompts: Sequence[Sequence[int]]) -> int:
     """Tokens that all of several prompts begin with; at least one of each is its own."""
     if len(prompts) < 2:
         return 0
-    first, last = min(prompts), max(prompts)
+    first, last = min(map(list, prompts)), max(map(list, prompts))
     most = min(map(len, prompts)) - 1
     return next((i for i in range(most) if first[i] != last[i]), most)
 

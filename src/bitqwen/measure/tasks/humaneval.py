@@ -196,7 +196,8 @@ def _remark(outcome: Outcome) -> str:
 
 
 def _warnings(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
-    missing = sorted({what for outcome in outcomes for what in outcome.isolation.missing()})
+    known = {outcome.isolation for outcome in outcomes if outcome.isolation is not None}
+    missing = sorted({what for isolation in known for what in isolation.missing()})
     if not missing:
         return ()
     return (f"The sandbox was incomplete; this machine could not isolate: {', '.join(missing)}.",)
