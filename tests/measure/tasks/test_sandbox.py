@@ -166,7 +166,9 @@ def test_other_systems_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_program_that_was_ended_before_it_said_so_tells_nothing_of_the_machine() -> None:
     outcome = sandbox._outcome(b"", "token", killed=True, code=-9)
     assert (outcome.status, outcome.isolation) == ("timed out", None)
-    told = sandbox._outcome(b'{"network": true}\n', "token", killed=True, code=-9)
+    told = sandbox._outcome(
+        b'{"network": true, "files": false, "processes": false}\n', "token", killed=True, code=-9
+    )
     assert told.isolation == Isolation(network=True)
     assert humaneval._warnings([outcome]) == ()
     assert "files, processes" in humaneval._warnings([outcome, told])[0]
