@@ -11,6 +11,7 @@
 
 #include "bindings/bindings.h"
 #include "errors.h"
+#include "quant/codebook_sweep.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -115,6 +116,72 @@ nb::tuple error_of(uint32_t type, const Codebook& codebook, const Bytes& bytes, 
   return nb::make_tuple(result.error, result.energy);
 }
 
+template <class Value>
+using Mutable = nb::ndarray<Value, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Indices = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void check_shape(bool fits, const char* what) {
+  if (!fits) throw Error(ErrorKind::kArgument, std::string(what) + " has another shape than the sweep needs");
+}
+
+template <class Values>
+void check_values(const PairSweep& sweep, const Values& values, const char* what) {
+  check_shape(values.shape(0) == static_cast<size_t>(sweep.rows) &&
+                  values.shape(1) == 2 * static_cast<size_t>(sweep.pairs),
+              what);
+}
+
+template <class Values>
+void check_square(const PairSweep& sweep, const Values& values, const char* what) {
+  const auto columns = 2 * static_cast<size_t>(sweep.pairs);
+  check_shape(values.shape(0) == columns && values.shape(1) == columns, what);
+}
+
+PairSweep pair_sweep(const Mutable<uint8_t>& codes, const Indices& block_of, const Mutable<float>& scales) {
+  check_shape(block_of.shape(0) == codes.shape(1), "block_of");
+  check_shape(scales.shape(0) == codes.shape(0), "scales");
+  for (size_t i = 0; i < block_of.shape(0); ++i) {
+    const int32_t block = block_of.data()[i];
+    check_shape(block >= 0 && static_cast<size_t>(block) < scales.shape(1), "block_of");
+  }
+  return {static_cast<int64_t>(codes.shape(0)),
+          static_cast<int>(codes.shape(1)),
+          block_of.data(),
+          static_cast<int64_t>(scales.shape(1)),
+          scales.data(),
+          codes.data()};
+}
+
+void feedback(uint32_t type, const Codebook& codebook, Mutable<uint8_t> codes, const Indices& block_of,
+              Mutable<float> scales, const Matrix& weights, const Matrix& factor, const Vector& costs,
+              Mutable<float> target, int threads) {
+  const gguf::TypeInfo& info = codebook_type(type);
+  const PairSweep sweep = pair_sweep(codes, block_of, scales);
+  check_values(sweep, weights, "weights");
+  check_values(sweep, target, "target");
+  check_square(sweep, factor, "factor");
+  check_shape(costs.shape(0) == factor.shape(0), "costs");
+  nb::gil_scoped_release release;
+  ThreadPool pool(threads);
+  feedback_pairs(info.type, points(codebook), sweep, weights.data(), factor.data(), costs.data(),
+                 target.data(), pool);
+}
+
+int64_t descent(uint32_t type, const Codebook& codebook, Mutable<uint8_t> codes, const Indices& block_of,
+                Mutable<float> scales, const Matrix& moments, Mutable<float> error, Mutable<float> gradient,
+                bool fit_scales, int threads) {
+  const gguf::TypeInfo& info = codebook_type(type);
+  const PairSweep sweep = pair_sweep(codes, block_of, scales);
+  check_square(sweep, moments, "moments");
+  check_values(sweep, error, "error");
+  check_values(sweep, gradient, "gradient");
+  check_shape(!fit_scales || 2 * sweep.pairs % kCodebookBlock == 0, "a sweep whose scales are fitted");
+  nb::gil_scoped_release release;
+  ThreadPool pool(threads);
+  return descend_pairs(info.type, points(codebook), sweep, moments.data(), error.data(), gradient.data(),
+                       fit_scales, pool);
+}
+
 }  // namespace
 
 void bind_codebook(nb::module_& m) {
@@ -125,6 +192,10 @@ void bind_codebook(nb::module_& m) {
   m.def("pack_codes", &pack, "type"_a, "codes"_a, "scales"_a, "threads"_a = 0, "The file's bytes for them.");
   m.def("codebook_error", &error_of, "type"_a, "codebook"_a, "bytes"_a, "matrix"_a, "threads"_a = 0,
         "(sum of squared errors, sum of squares) of a matrix and its bytes.");
+  m.def("feedback_pairs", &feedback, "type"_a, "codebook"_a, "codes"_a, "block_of"_a, "scales"_a, "weights"_a,
+        "factor"_a, "costs"_a, "target"_a, "threads"_a = 0);
+  m.def("descend_pairs", &descent, "type"_a, "codebook"_a, "codes"_a, "block_of"_a, "scales"_a, "moments"_a,
+        "error"_a, "gradient"_a, "fit_scales"_a, "threads"_a = 0);
 }
 
 }  // namespace bitqwen

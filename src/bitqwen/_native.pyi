@@ -173,6 +173,30 @@ def read_grid(
 def write_grid(
     type: int, steps: NDArray[np.float32], codes: NDArray[np.int8], data: NDArray[np.uint8]
 ) -> None: ...
+def feedback_pairs(
+    type: int,
+    codebook: NDArray[np.int8],
+    codes: NDArray[np.uint8],
+    block_of: NDArray[np.int32],
+    scales: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    factor: NDArray[np.float32],
+    costs: NDArray[np.float32],
+    target: NDArray[np.float32],
+    threads: int = 0,
+) -> None: ...
+def descend_pairs(
+    type: int,
+    codebook: NDArray[np.int8],
+    codes: NDArray[np.uint8],
+    block_of: NDArray[np.int32],
+    scales: NDArray[np.float32],
+    moments: NDArray[np.float32],
+    error: NDArray[np.float32],
+    gradient: NDArray[np.float32],
+    fit_scales: bool,
+    threads: int = 0,
+) -> int: ...
 def feedback_sweep(
     type: int,
     codes: NDArray[np.int8],

@@ -126,7 +126,7 @@ def test_fewer_inputs_than_columns_do_no_harm(dependent):
     if dependent:
         assert lost("fit+gptq+descent", 60) < 0.7 * lost("fit", 0)
     else:
-        assert lost("fit+gptq+descent", 0) > 1.3 * lost("fit", 0)
+        assert lost("fit+gptq+descent", 0) > 1.15 * lost("fit", 0)
         assert lost("fit+gptq+descent", 60) < 1.1 * lost("fit", 0)
 
 

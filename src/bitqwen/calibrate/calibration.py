@@ -17,6 +17,7 @@ from bitqwen.models.qwen2 import Qwen2Config
 from bitqwen.quant import DEFAULT_RECIPE, Recipe, TensorPlan
 from bitqwen.texts import held_out_in
 
+from .backward import first_token_weights
 from .encoder import CalibratedEncoder
 from .imatrix import ImportanceEncoder, load
 from .texts import default_text
@@ -25,6 +26,7 @@ from .texts import default_text
 CHUNK = 512
 DEFAULT_TOKENS = 16384
 _MOST_TOKENS = 1 << 20
+_WEIGHED_TOKENS = 2048  # that say how much first tokens count
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Calibration:
         if not self.chunk <= self.tokens <= _MOST_TOKENS:
             raise UsageError(
                 f"{self.tokens} calibration tokens; allowed: {self.chunk} to {_MOST_TOKENS}",
-                hint="16384 suffice; more take longer and help a little.",
+                hint="16384 suffice for a fit; sweeps learn from every one there is.",
             )
         text = default_text(checkpoint.chat_template) if self.text is None else self.text
         known = held_out_in(text)
@@ -111,12 +113,19 @@ class Calibration:
         if self.importance is not None:
             found = load(self.importance)
             return ImportanceEncoder(checkpoint, config, plans, found, threads=threads)
+        ids = self.ids(checkpoint)
+        recipe = Recipe.parse(self.recipe)
+        first_weights = None
+        if recipe.needs_moments:
+            some = ids[: max(1, _WEIGHED_TOKENS // self.chunk)]
+            first_weights = first_token_weights(checkpoint, config, some)
         return CalibratedEncoder(
             checkpoint,
             config,
             plans,
-            self.ids(checkpoint),
-            Recipe.parse(self.recipe),
+            ids,
+            recipe,
+            first_weights=first_weights,
             resume=output.with_name(f".{output.name}.layers") if self.resume else None,
             save_importance=self.save_importance,
             threads=threads,

@@ -22,16 +22,11 @@ from bitqwen.models.qwen2 import Qwen2Config
 from bitqwen.quant import Encoded, Recipe, Statistics, TensorPlan
 
 from . import imatrix
+from .moments import second_moments
 from .resume import KeptLayers
 from .transformer import Matrix, embed, mean_squares, run_layer
 
 Array = npt.NDArray[np.float32]
-
-
-def second_moments(x: Matrix) -> Matrix:
-    """The mean of x x' over rows: float32 [cols, cols], symmetric."""
-    # The same array on both sides: BLAS then computes one triangle only.
-    return np.asarray((x.T @ x) / np.float32(len(x)), np.float32)
 
 
 class CalibratedEncoder:
@@ -40,8 +35,8 @@ class CalibratedEncoder:
     Attributes:
         importance: of each matrix's inputs, as they were met: mean squares, float32 [cols], by the
             matrix's Hugging Face name.
-        lost_outputs: by the same names, the share of the outputs' energy that is lost, where the recipe
-            needs the second moments.
+        lost_outputs: by the same names, the share of the outputs' energy that is lost, tokens counted as they
+            were for the recipe, where it needs the second moments.
     """
 
     def __init__(
@@ -52,6 +47,7 @@ class CalibratedEncoder:
         ids: npt.NDArray[np.int64],
         recipe: Recipe,
         *,
+        first_weights: Mapping[str, float] | None = None,
         resume: Path | None = None,
         save_importance: Path | None = None,
         threads: int = 0,
@@ -64,6 +60,8 @@ class CalibratedEncoder:
             plans: how to store each matrix, by its Hugging Face name.
             ids: the calibration text, int64 [chunks, tokens]; tokens of a chunk see each other.
             recipe: how matrices are quantised.
+            first_weights: how much a chunk's first token counts for a matrix, by its Hugging Face name, the
+                others counting one; None for all the same.
             resume: a folder to keep finished layers in, or None.
             save_importance: an importance matrix to write at the end, or None.
             threads: 0 for one per core.
@@ -74,6 +72,7 @@ class CalibratedEncoder:
         self._ids = ids
         self._recipe = recipe
         self._threads = threads
+        self._first_weights = first_weights
         self._save_importance = save_importance
         self._hidden: Matrix | None = None
         self._kept = None if resume is None else KeptLayers(resume, self._key())
@@ -119,18 +118,28 @@ class CalibratedEncoder:
         encoded: dict[str, Encoded] = {}
 
         def weigh(names: tuple[str, ...], x: Matrix) -> dict[str, Matrix]:
-            moments = second_moments(x) if self._recipe.needs_moments else None
-            importance = mean_squares(x) if moments is None else np.ascontiguousarray(np.diag(moments))
+            importance = mean_squares(x)
             if not np.isfinite(importance).all():
                 raise CheckpointError(
                     f"the inputs of {names[0]} are not finite numbers on the calibration text",
                     hint="The checkpoint is damaged: fetch it again.",
                 )
+            shared = None
+            if self._recipe.needs_moments and self._first_weights is None:
+                shared = second_moments(x)
             weights = {}
             for name in names:
                 self.importance[name] = importance
                 matrix = self._checkpoint.read(name)
-                encoded[name] = self._quantise(name, matrix, Statistics(importance, moments, len(x)))
+                moments = shared
+                if self._recipe.needs_moments and self._first_weights is not None:
+                    weight = self._first_weights[name]
+                    moments = second_moments(x, chunk=self._ids.shape[1], first_weight=weight)
+                if moments is None:
+                    statistics = Statistics(importance)
+                else:
+                    statistics = Statistics(np.diag(moments).copy(), moments)
+                encoded[name] = self._quantise(name, matrix, statistics)
                 weights[name] = decoded(encoded[name], self._plans[name].tensor_type, matrix.shape)
                 if moments is not None:
                     self.lost_outputs[name] = lost_share(matrix, weights[name], moments)
@@ -163,6 +172,7 @@ class CalibratedEncoder:
             origin.source,
             origin.revision,
             {name: [plan.tensor_type.name, plan.method] for name, plan in self._plans.items()},
+            dict(self._first_weights or {}),
         ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 

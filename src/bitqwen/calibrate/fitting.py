@@ -15,13 +15,17 @@ from bitqwen.models.qwen2 import Qwen2Config
 from bitqwen.quant import Recipe, Statistics, TensorPlan, quantize, schemes
 from bitqwen.quant.budget import Allocation, Option, allocate
 
+from .backward import EMBEDDING, HEAD
 from .calibration import Calibration
 from .encoder import decoded
-from .sensitivity import EMBEDDING, HEAD, Sensitivity, noise_weights, sensitivities
+from .sensitivity import Sensitivity, noise_weights, sensitivities
 from .transformer import Matrix
 
 # What a matrix may be stored as, of those whose block divides its rows.
 _TYPES = (
+    TensorPlan(TensorType.V2, "lloyd"),
+    TensorPlan(TensorType.V2_5, "lloyd"),
+    TensorPlan(TensorType.V3, "lloyd"),
     TensorPlan(TensorType.Q2_K, "mse"),
     TensorPlan(TensorType.Q3_K, "mse"),
     TensorPlan(TensorType.Q4_K, "mse"),
@@ -37,8 +41,9 @@ _TOKENS = 2048
 _SPARE = 64 << 10
 _NEIGHBOURS = (0.85, 1.15)
 
-# Error feedback and descent leave about so much of what a fit loses; the embedding has them not.
-_SWEPT = 0.5
+# Error feedback and descent leave about so much of what a fit loses on texts not calibrated on; the embedding
+# has them not.
+_SWEPT = 0.8
 
 
 @dataclass(frozen=True)

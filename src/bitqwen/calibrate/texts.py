@@ -24,7 +24,7 @@ _SOURCES = (
     "shlex", "statistics", "string", "tempfile", "textwrap", "threading", "tokenize", "urllib.parse",
 )  # fmt: skip
 _SOURCE_CHARACTERS = 7000  # of each
-_TOPICS = 60000  # characters of the language reference
+_TOPICS = 180000  # characters of the language reference
 _CONVERSATIONS = (
     "json.dumps", "textwrap.wrap", "heapq.merge", "bisect.insort_right", "functools.lru_cache",
     "shutil.copytree", "collections.Counter.most_common", "statistics.median", "random.sample",

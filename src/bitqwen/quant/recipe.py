@@ -15,40 +15,59 @@ import numpy as np
 from bitqwen.errors import UsageError
 from bitqwen.gguf import TensorType
 
+from . import codebooks, sweeps, vector_sweeps
 from .grid import Grid, Matrix, is_grid
 from .methods import Encoded, Statistics, quantize
-from .sweeps import descend, feedback, shrunk
+from .sweeps import shrunk
+from .vector_sweeps import Vectors, is_vector_type
 
-# Sweeps halve what outputs lose, yet have not lowered the divergence of predictions: see docs/quality.md.
 DEFAULT_RECIPE = "fit"
-_DESCENT_DAMPING = 0.05
+# A few ten thousand tokens say little about a thousand columns: with less, sweeps learn the text by heart.
+# See docs/quality.md.
+_DAMPING = 0.3
 
 
 class _Kind(NamedTuple):
-    run: Callable[[Matrix, Grid, Matrix, float, int], None]
+    run: Callable[[Matrix, Grid | Vectors, Matrix, float, int], None]
     value: float
     least: float
     most: float
     what: str
 
 
-def _gptq(matrix: Matrix, grid: Grid, moments: Matrix, value: float, threads: int) -> None:
-    feedback(matrix, grid, moments, damping=value, threads=threads)
+def _gptq(matrix: Matrix, fitted: Grid | Vectors, moments: Matrix, value: float, threads: int) -> None:
+    if isinstance(fitted, Vectors):
+        vector_sweeps.feedback(matrix, fitted, moments, damping=value, threads=threads)
+    else:
+        sweeps.feedback(matrix, fitted, moments, damping=value, threads=threads)
 
 
-def _descent(matrix: Matrix, grid: Grid, moments: Matrix, value: float, threads: int) -> None:
-    descend(matrix, grid, moments, damping=_DESCENT_DAMPING, rounds=int(value), threads=threads)
+def _descend(
+    matrix: Matrix, fitted: Grid | Vectors, moments: Matrix, rounds: int, scales: bool, threads: int
+) -> None:
+    if isinstance(fitted, Vectors):
+        vector_sweeps.descend(
+            matrix, fitted, moments, damping=_DAMPING, rounds=rounds, fit_scales=scales, threads=threads
+        )
+    else:
+        sweeps.descend(
+            matrix, fitted, moments, damping=_DAMPING, rounds=rounds, fit_steps=scales, threads=threads
+        )
 
 
-def _codes(matrix: Matrix, grid: Grid, moments: Matrix, value: float, threads: int) -> None:
-    descend(
-        matrix, grid, moments, damping=_DESCENT_DAMPING, rounds=int(value), fit_steps=False, threads=threads
-    )
+def _descent(matrix: Matrix, fitted: Grid | Vectors, moments: Matrix, value: float, threads: int) -> None:
+    _descend(matrix, fitted, moments, int(value), True, threads)
+
+
+def _codes(matrix: Matrix, fitted: Grid | Vectors, moments: Matrix, value: float, threads: int) -> None:
+    _descend(matrix, fitted, moments, int(value), False, threads)
 
 
 # After the fit, what may follow: each with its number, unless another is given after a colon.
 STEPS: dict[str, _Kind] = {
-    "gptq": _Kind(_gptq, 0.05, 1e-5, 1.0, "error feedback from column to column; its number is the damping"),
+    "gptq": _Kind(
+        _gptq, _DAMPING, 1e-5, 1.0, "error feedback from column to column; its number is the damping"
+    ),
     "descent": _Kind(
         _descent, 2, 1, 20, "coordinate descent on codes and scales; its number is how many rounds"
     ),
@@ -122,21 +141,38 @@ class Recipe:
         Raises:
             UnsupportedModelError, UsageError: as :func:`bitqwen.quant.quantize`.
         """
-        fitted = quantize(matrix, tensor_type, method=method, statistics=statistics, threads=threads)
         moments = statistics.moments
-        sweeps = self.steps and method != "absmean" and moments is not None and is_grid(tensor_type)
-        if not sweeps or moments is None or not np.isfinite(fitted.error):
+        sweepable = method != "absmean" and (is_grid(tensor_type) or is_vector_type(tensor_type))
+        if not self.steps or moments is None or not sweepable:
+            return quantize(matrix, tensor_type, method=method, statistics=statistics, threads=threads)
+        if statistics.samples:
+            moments = shrunk(moments, statistics.samples)
+        if is_vector_type(tensor_type):
+            return self._vectors(matrix, tensor_type, statistics.importance, moments, threads)
+        fitted = quantize(matrix, tensor_type, method=method, statistics=statistics, threads=threads)
+        if not np.isfinite(fitted.error):
             return fitted
         grid = Grid.read(tensor_type, fitted.data, *matrix.shape)
         if method == "ternary" and grid.high > 1:  # three of a wider type's levels
             return fitted
-        if statistics.samples:
-            moments = shrunk(moments, statistics.samples)
         for name, value in self.steps:
             STEPS[name].run(matrix, grid, moments, value, threads)
         data = grid.write()
         lost = matrix - Grid.read(tensor_type, data, *matrix.shape).values()
         return Encoded(data, float(np.vdot(lost, lost)), fitted.energy)
+
+    def _vectors(
+        self, matrix: Matrix, tensor_type: TensorType, importance: Matrix, moments: Matrix, threads: int
+    ) -> Encoded:
+        matrix = np.ascontiguousarray(matrix, np.float32)
+        weights = np.ascontiguousarray(importance, np.float32)
+        vectors = Vectors.fit(matrix, tensor_type, importance=weights, threads=threads)
+        if np.isfinite(vectors.scales).all():  # else a weight is not, which the sums tell
+            for name, value in self.steps:
+                STEPS[name].run(matrix, vectors, moments, value, threads)
+        data = vectors.write(threads=threads)
+        sums = codebooks.error(data, matrix, tensor_type, vectors.codebook, threads=threads)
+        return Encoded(data, *sums, vectors.codebook)
 
 
 def _help() -> str:

@@ -25,9 +25,18 @@ _SHRINK_ROWS = 512
 _DEPENDENCE = 2.0
 
 
-class _Factor(NamedTuple):
-    order: npt.NDArray[np.int64]  # [cols]
-    upper: Matrix  # [cols, cols], unit upper triangular
+class Factor(NamedTuple):
+    """H = U D U', its columns in another order.
+
+    Attributes:
+        order: which column of H comes where, int64 [cols].
+        upper: U, float32 [cols, cols], unit upper triangular.
+        diagonal: D, float32 [cols].
+    """
+
+    order: npt.NDArray[np.int64]
+    upper: Matrix
+    diagonal: npt.NDArray[np.float32]
 
 
 def output_error(error: Matrix, moments: Matrix) -> float:
@@ -74,9 +83,14 @@ def damped(moments: Matrix, damping: float) -> Matrix:
     return out
 
 
-def _factor(moments: Matrix, damping: float) -> _Factor:
-    """H = U D U' with U unit upper triangular, the most important columns first."""
-    order = np.argsort(-np.diag(moments), kind="stable")
+def factored(moments: Matrix, damping: float, order: npt.NDArray[np.int64]) -> Factor:
+    """H = U D U', damped, its columns in an order: errors of the first are made up for by all the others.
+
+    Args:
+        moments: H, float32 [cols, cols].
+        damping: share of its mean diagonal that is added to the diagonal; more, if there is no other way.
+        order: of the columns, int64 [cols].
+    """
     while True:
         # Reversed, the upper triangle is a lower one, which Cholesky's method finds.
         reverse = order[::-1]
@@ -90,8 +104,10 @@ def _factor(moments: Matrix, damping: float) -> _Factor:
                 raise
             damping = max(1e-6, damping * 4)
             continue
-        lower /= np.diag(lower).copy()
-        return _Factor(order, np.ascontiguousarray(lower[::-1, ::-1]))
+        diagonal = np.diag(lower).copy()
+        lower /= diagonal
+        squares = np.square(diagonal[::-1], dtype=np.float32)
+        return Factor(order, np.ascontiguousarray(lower[::-1, ::-1]), squares)
 
 
 def feedback(matrix: Matrix, grid: Grid, moments: Matrix, *, damping: float, threads: int = 0) -> None:
@@ -107,7 +123,7 @@ def feedback(matrix: Matrix, grid: Grid, moments: Matrix, *, damping: float, thr
             were seen.
         threads: 0 for one per core.
     """
-    order, upper = _factor(moments, damping)
+    order, upper, _ = factored(moments, damping, np.argsort(-np.diag(moments), kind="stable"))
     rows, cols = matrix.shape
     weights = matrix[:, order]
     error = np.zeros_like(weights)
