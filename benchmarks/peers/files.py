@@ -75,7 +75,7 @@ class Maker:
         if output.exists():
             return output
         program = self.programs[rival.peer].with_name("llama-quantize")
-        command = [str(program)]
+        command = [str(program), *rival.options]
         if rival.needs_importance:
             command += ["--imatrix", str(self._importance())]
         temporary = output.with_name(output.name + ".part")

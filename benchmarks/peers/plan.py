@@ -31,7 +31,12 @@ class Rival:
     @property
     def needs_importance(self) -> bool:
         """Whether llama-quantize refuses the type, or chooses differently, without an importance matrix."""
-        return self.type.startswith(("IQ2_X", "IQ2_M", "IQ2_S", "IQ3_X"))
+        return self.peer == LLAMA and self.type.startswith(("IQ2_X", "IQ2_M", "IQ2_S", "IQ3_X"))
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """For llama-quantize: bitnet.cpp's would leave the embedding, which is the head, in f16."""
+        return ("--token-embedding-type", "q6_K") if self.peer == BITNET else ()
 
 
 @dataclass(frozen=True)
