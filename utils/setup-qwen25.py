@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Sets a Qwen2.5 model up: checks, fetches, generates kernels, converts, tries; resumes where it stopped."""
+"""Sets a Qwen2.5 model up: checks, fetches, makes kernels, converts, tunes, tries; resumes if stopped."""
 
 from __future__ import annotations
 

@@ -23,37 +23,42 @@ int main(int argc, char** argv) {
   const int rounds = std::max(1, argc > 1 ? std::atoi(argv[1]) : 5);
   std::printf("%8s %8s | %8s %10s\n", "m", "k", "GB/s", "Gweights/s");
   for (int i = 0; i < bitqwen_lut_count(); ++i) {
-    int64_t facts[7];
+    int64_t facts[9];
     bitqwen_lut_describe(i, facts);
-    const int64_t k = facts[1], tile_rows = facts[2], tile_bytes = facts[5];
+    const int64_t k = facts[1], tile_rows = facts[2], tile_bytes = facts[7];
     uint32_t state = 1;
-    std::vector<int8_t> weights(tile_rows * k), x(k), tables(facts[6]);  // [tile_rows, k], [k]
+    std::vector<int8_t> weights(tile_rows * k), x(k), tables(facts[8]);  // [tile_rows, k], [k]
     for (int8_t& w : weights) w = static_cast<int8_t>(static_cast<int>((next(state) >> 16) % 3) - 1);
     for (int8_t& v : x) v = static_cast<int8_t>(static_cast<int>((next(state) >> 16) % 255) - 127);
+    // Scales of 1: sums are then the integers that they should be.
+    const std::vector<uint16_t> of_weights(tile_rows * (k / facts[6]), 0x3c00);
+    const std::vector<float> of_x(k / facts[5], 1.0f);
     const int64_t tiles = std::max<int64_t>(1, kBytes / tile_bytes);
     std::vector<uint8_t> packed(tiles * tile_bytes);
     for (int64_t t = 0; t < tiles; ++t) {
       if (t == 0) {
-        bitqwen_lut_pack_tile(i, weights.data(), packed.data());
+        bitqwen_lut_pack_tile(i, weights.data(), of_weights.data(), packed.data());
       } else {
         std::copy_n(packed.data(), tile_bytes, packed.data() + t * tile_bytes);
       }
     }
-    std::vector<int32_t> y(tile_rows);
+    std::vector<float> y(tile_rows);
     double best = 1e9;
     for (int round = 0; round < rounds; ++round) {
       const auto start = std::chrono::steady_clock::now();
       bitqwen_lut_prepare(i, x.data(), tables.data());
       for (int64_t t = 0; t < tiles; ++t) {
-        bitqwen_lut_multiply_tile(i, packed.data() + t * tile_bytes, tables.data(), y.data());
+        bitqwen_lut_multiply_tile(i, packed.data() + t * tile_bytes, tables.data(), of_x.data(), y.data(), 0,
+                                  tile_rows / facts[4]);
       }
       best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     }
     for (int64_t r = 0; r < tile_rows; ++r) {
       int32_t expected = 0;
       for (int64_t c = 0; c < k; ++c) expected += weights[r * k + c] * x[c];
-      if (y[r] != expected) {
-        std::fprintf(stderr, "kernel %d, row %d: %d instead of %d\n", i, static_cast<int>(r), y[r], expected);
+      if (y[r] != static_cast<float>(expected)) {
+        std::fprintf(stderr, "kernel %d, row %d: %g instead of %d\n", i, static_cast<int>(r),
+                     static_cast<double>(y[r]), expected);
         return 1;
       }
     }

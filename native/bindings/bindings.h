@@ -10,5 +10,6 @@ void bind_quant(nanobind::module_& m);
 void bind_engine(nanobind::module_& m);
 void bind_sampling(nanobind::module_& m);
 void bind_measure(nanobind::module_& m);
+void bind_tuning(nanobind::module_& m);
 
 }  // namespace bitqwen

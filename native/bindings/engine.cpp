@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "bindings/bindings.h"
+#include "bindings/plans.h"
 #include "errors.h"
 #include "gguf/reader.h"
 #include "kernels/isa.h"
@@ -126,12 +127,14 @@ void bind_engine(nb::module_& m) {
       .def(
           "__init__",
           [](LockedModel* self, const gguf::File& file, int threads, int64_t context, int64_t cache_positions,
-             const std::string& kv, int batch) {
-            const ModelOptions options{threads, context, cache_positions, kv_type(kv), batch};
+             const std::string& kv, int batch, const std::vector<PlanRow>& plan) {
+            const ModelOptions options{threads,     context, cache_positions,
+                                       kv_type(kv), batch,   kernel_plan(plan)};
             nb::gil_scoped_release release;
             new (self) LockedModel(file, options);
           },
-          "file"_a, "threads"_a, "context"_a, "cache_positions"_a, "kv"_a, "batch"_a)
+          "file"_a, "threads"_a, "context"_a, "cache_positions"_a, "kv"_a, "batch"_a,
+          "plan"_a = std::vector<PlanRow>{})
       .def_prop_ro("vocab_size", [](const LockedModel& self) { return self.model().config().vocab_size; })
       .def_prop_ro("threads", [](const LockedModel& self) { return self.model().threads(); })
       .def_prop_ro("context", [](const LockedModel& self) { return self.model().options().context; })
@@ -195,7 +198,7 @@ void bind_engine(nb::module_& m) {
         config.heads = heads;
         config.kv_heads = kv_heads;
         config.head_dim = head_dim;
-        const ModelOptions options{threads, context, 0, kv_type(kv), batch};
+        const ModelOptions options{threads, context, 0, kv_type(kv), batch, {}};
         return as_dict(Model::estimate(config, options, threads, weights));
       },
       nb::kw_only(), "hidden"_a, "intermediate"_a, "layers"_a, "heads"_a, "kv_heads"_a, "head_dim"_a,

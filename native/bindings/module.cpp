@@ -54,4 +54,7 @@ NB_MODULE(_native, m) {
 #ifdef BITQWEN_HAS_measure
   bitqwen::bind_measure(m);
 #endif
+#ifdef BITQWEN_HAS_tuning
+  bitqwen::bind_tuning(m);
+#endif
 }

@@ -20,6 +20,8 @@
 
 namespace bitqwen {
 
+struct GeneratedKernel;
+
 struct ActivationBatch::Layout {
   int max_columns = 0;
   int64_t max_k = 0;
@@ -36,6 +38,11 @@ struct ActivationBatch::Layout {
   float* half_sums = nullptr;
   int32_t* half_offsets = nullptr;
   float* values = nullptr;
+
+  // For a generated kernel, if there is one: each column's tables, then its scales f32 [k / group].
+  const GeneratedKernel* generated = nullptr;
+  PackedBuffer tables;
+  int64_t column_bytes = 0;
 
   int64_t groups() const { return k / group; }
   bool has_halves() const { return group == 32; }

@@ -193,6 +193,8 @@ const KernelTable& current_kernels() {
 
 Isa current_isa() { return current_kernels().isa; }
 
+const KernelTable& kernels_of(Isa isa) { return usable_kernels(isa, "a kernel plan"); }
+
 void set_isa(Isa isa) { live.store(&usable_kernels(isa, "set_isa"), std::memory_order_release); }
 
 std::string isa_report() {

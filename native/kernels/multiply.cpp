@@ -5,6 +5,7 @@
 
 #include "errors.h"
 #include "kernels/activations.h"
+#include "kernels/generated.h"
 #include "kernels/table.h"
 
 namespace bitqwen {
@@ -12,6 +13,15 @@ namespace {
 
 constexpr int64_t kLine = 64;
 int64_t aligned(int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
+
+const KernelChoice& choice_of(const PackedMatrix::Layout& w, int columns) {
+  return w.choices[static_cast<size_t>(batch_of(columns))];
+}
+
+const KernelTable& kernels_for(const PackedMatrix::Layout& w, int columns) {
+  const KernelTable* chosen = choice_of(w, columns).kernels;
+  return chosen ? *chosen : current_kernels();
+}
 
 }  // namespace
 
@@ -27,7 +37,7 @@ ActivationBatch::ActivationBatch(int max_columns, int64_t max_k) : layout_(std::
 ActivationBatch::~ActivationBatch() = default;
 ActivationBatch::ActivationBatch(ActivationBatch&&) noexcept = default;
 
-void ActivationBatch::start(int columns, int64_t k, int group) {
+void ActivationBatch::start(int columns, int64_t k, int group, int widest) {
   Layout& x = *layout_;
   if (columns < 1 || columns > x.max_columns || k < 1 || k > x.max_k) {
     throw Error(ErrorKind::kArgument, std::to_string(columns) + " columns of " + std::to_string(k) +
@@ -66,16 +76,28 @@ void ActivationBatch::start(int columns, int64_t k, int group) {
   x.columns = columns;
   x.k = k;
   x.group = group;
+  x.generated = nullptr;
   // Tiles of equal size: 9 columns are 5 and 4, not 8 and a lonely one.
-  const int widest = current_kernels().tile_columns;
+  if (widest < 1) widest = current_kernels().tile_columns;
   const int tiles = (columns + widest - 1) / widest;
   x.tile_columns = (columns + tiles - 1) / tiles;
+}
+
+void ActivationBatch::make_tables(const PackedMatrix& w) {
+  const PackedMatrix::Layout& weights = w.layout();
+  Layout& x = *layout_;
+  if (!choice_of(weights, x.columns).generated || !weights.generated || x.generated) return;
+  x.generated = weights.generated->kernel;
+  x.column_bytes = aligned(x.generated->table_bytes) + aligned(x.groups() * 4);
+  const int64_t needed = x.columns * x.column_bytes;
+  if (x.tables.bytes() < needed) x.tables = PackedBuffer(needed);
 }
 
 void ActivationBatch::set(int column, const float* values) {
   Layout& x = *layout_;
   if (x.group != 0) {
     current_kernels().quantize(values, x, column);
+    if (x.generated) make_generated_tables(x, column);
     return;
   }
   const int begin = x.tile_begin(column);
@@ -102,18 +124,37 @@ void multiply(const PackedMatrix& w, const ActivationBatch& x, float* y, int64_t
                                           ", or the end");
   }
   if (row_begin >= row_end) return;
-  const KernelTable& kernels = current_kernels();
+  if (choice_of(weights, activations.columns).generated && fits_tables(weights, activations)) {
+    multiply_generated(weights, activations, y, ldy, row_begin, row_end);
+    return;
+  }
+  const KernelTable& kernels = kernels_for(weights, activations.columns);
+  if (activations.tile_columns > kernels.tile_columns) {
+    throw Error(ErrorKind::kArgument, "activations in tiles of " + std::to_string(activations.tile_columns) +
+                                          " columns for kernels that take " +
+                                          std::to_string(kernels.tile_columns));
+  }
   kernels.multiply[static_cast<int>(weights.format)](weights, activations, y, ldy, row_begin, row_end);
+}
+
+int64_t default_rows(const PackedMatrix::Layout& w, int columns, const KernelTable& kernels) {
+  const int64_t blocks = (w.rows + kRowBlock - 1) / kRowBlock;
+  // Decode: enough bytes for a memory stream to get up to speed. Prefill: weights that stay in the
+  // second-level cache while tile after tile of activations passes over them.
+  const int64_t bytes = columns <= kernels.tile_columns ? int64_t{64} << 10 : int64_t{256} << 10;
+  return std::clamp<int64_t>(bytes / w.block_bytes, 1, blocks) * kRowBlock;
 }
 
 int64_t preferred_rows(const PackedMatrix& w, int columns) {
   const PackedMatrix::Layout& weights = w.layout();
-  const int64_t blocks = (weights.rows + kRowBlock - 1) / kRowBlock;
-  // Decode: enough bytes for a memory stream to get up to speed. Prefill: weights that stay in the
-  // second-level cache while tile after tile of activations passes over them.
-  const int64_t bytes = columns <= current_kernels().tile_columns ? int64_t{64} << 10 : int64_t{256} << 10;
-  const int64_t grain = std::clamp<int64_t>(bytes / weights.block_bytes, 1, blocks);
-  return grain * kRowBlock;
+  const int64_t chosen = choice_of(weights, columns).rows;
+  if (chosen == 0) return default_rows(weights, columns, kernels_for(weights, columns));
+  return std::min(chosen, (weights.rows + kRowBlock - 1) / kRowBlock * kRowBlock);
+}
+
+int preferred_tile(const PackedMatrix& w, int columns) {
+  const int chosen = choice_of(w.layout(), columns).tile_columns;
+  return chosen > 0 ? chosen : kernels_for(w.layout(), columns).tile_columns;
 }
 
 }  // namespace bitqwen

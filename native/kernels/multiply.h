@@ -22,8 +22,10 @@ class ActivationBatch {
   ActivationBatch(ActivationBatch&&) noexcept;
 
   /// Starts a new batch of `columns` vectors of `k` values at activation group `group`
-  /// (0: float32 activations).
-  void start(int columns, int64_t k, int group);
+  /// (0: float32 activations), in tiles of at most `widest` columns (0: what the live kernels take).
+  void start(int columns, int64_t k, int group, int widest = 0);
+  /// After start(): has set() make the tables that a generated kernel looks up in, if one is chosen for w.
+  void make_tables(const PackedMatrix& w);
   /// Quantises column `column` from x: [k] float32. Different columns may be set by different threads.
   /// Not-a-number or infinite input is kept visible: the outputs become NaN.
   void set(int column, const float* x);
@@ -36,13 +38,18 @@ class ActivationBatch {
 };
 
 /// y[c * ldy + r] = sum_k w[r, k] x[c, k] for r in [row_begin, row_end), every column c.
-/// row_begin is a multiple of kRowBlock; row_end too, or w.rows(). x was started with w.cols() and
-/// w.activation_group(). Thread-safe: threads call it for different rows.
+/// row_begin is a multiple of kRowBlock; row_end too, or w.rows(). x was started with w.cols(),
+/// w.activation_group() and tiles no wider than preferred_tile(). Thread-safe: threads call it for
+/// different rows. Uses the kernels that a plan chose for w, else the live ones.
 void multiply(const PackedMatrix& w, const ActivationBatch& x, float* y, int64_t ldy, int64_t row_begin,
               int64_t row_end);
 
 /// Rows that one thread should take at a time for `columns` columns: large enough to pay for unpacking
 /// a panel, small enough to share out. A multiple of kRowBlock.
 int64_t preferred_rows(const PackedMatrix& w, int columns);
+
+/// The widest tile of columns to start activations for w with. Batches that several matrices share take
+/// the narrowest of them.
+int preferred_tile(const PackedMatrix& w, int columns);
 
 }  // namespace bitqwen

@@ -33,6 +33,10 @@ const KernelTable& neon_kernels();
 const KernelTable& neon_dotprod_kernels();
 const KernelTable& neon_i8mm_kernels();
 
+/// Rows that a thread takes at a time where no plan says otherwise; a multiple of kRowBlock.
+int64_t default_rows(const PackedMatrix::Layout& w, int columns, const KernelTable& kernels);
+/// The table of `isa`; throws Error(kArgument) where that does not run.
+const KernelTable& kernels_of(Isa isa);
 /// The table of the live instruction set; throws as current_isa() does.
 const KernelTable& current_kernels();
 

@@ -103,7 +103,16 @@ void Model::prepare(int rows, int64_t k, std::initializer_list<const PackedMatri
   for (const PackedMatrix* matrix : matrices) {
     ActivationBatch* batch = &activations(matrix->activation_group());
     if (std::find(batches.begin(), batches.begin() + count, batch) != batches.begin() + count) continue;
-    batch->start(rows, k, matrix->activation_group());
+    int tile = preferred_tile(*matrix, rows);
+    for (const PackedMatrix* other : matrices) {
+      if (other->activation_group() == matrix->activation_group()) {
+        tile = std::min(tile, preferred_tile(*other, rows));
+      }
+    }
+    batch->start(rows, k, matrix->activation_group(), tile);
+    for (const PackedMatrix* other : matrices) {
+      if (other->activation_group() == matrix->activation_group()) batch->make_tables(*other);
+    }
     batches[count++] = batch;
   }
   pool_.parallel_for(rows, 1, [&](int64_t begin, int64_t end, int thread) {
@@ -116,11 +125,15 @@ void Model::prepare(int rows, int64_t k, std::initializer_list<const PackedMatri
 
 void Model::multiply(std::initializer_list<Product> products, int rows) {
   // One loop over the row blocks of all products: one barrier.
-  int64_t blocks = 0, grain = 0;
+  int64_t blocks = 0, grain = 0, most = 0;
   const auto blocks_of = [](const Product& p) { return (p.weights->rows() + kRowBlock - 1) / kRowBlock; };
   for (const Product& product : products) {
     blocks += blocks_of(product);
-    grain = std::max(grain, preferred_rows(*product.weights, rows) / kRowBlock);
+    // The product with the most bytes says how many rows are taken at a time.
+    if (product.weights->bytes() > most) {
+      most = product.weights->bytes();
+      grain = preferred_rows(*product.weights, rows) / kRowBlock;
+    }
   }
   pool_.parallel_for(blocks, grain, [&](int64_t begin, int64_t end, int) {
     int64_t first = 0;  // block of the current product

@@ -149,6 +149,7 @@ Model::Model(const gguf::File& file, const ModelOptions& options)
   }
   check_memory(file, config_, options_, pool_.size());
   load(file);
+  apply_plan();
   file.check_unchanged();
   // To the end of the last page: int8 pages also ask for the angles of their middle.
   rope_ =
@@ -197,6 +198,20 @@ void Model::load(const gguf::File& file) {
                        .down = matrix("ffn_down", c.hidden, c.intermediate)});
   }
   loader.refuse_extras();
+}
+
+// The same products that step() and head() compute in one loop each.
+void Model::apply_plan() {
+  const auto apply = [&](std::initializer_list<PackedMatrix*> product) {
+    options_.plan.apply(product, pool_);
+  };
+  for (Layer& layer : layers_) {
+    apply({&layer.query, &layer.key, &layer.value});
+    apply({&layer.attention_output});
+    apply({&layer.gate, &layer.up});
+    apply({&layer.down});
+  }
+  apply({output_ ? &*output_ : &*embedding_});
 }
 
 MemoryReport Model::estimate(const Config& config, const ModelOptions& options, int threads,

@@ -12,6 +12,7 @@
 #include "cache/kv_cache.h"
 #include "gguf/reader.h"
 #include "kernels/multiply.h"
+#include "kernels/plan.h"
 #include "model/config.h"
 #include "model/profile.h"
 #include "model/rope.h"
@@ -26,6 +27,7 @@ struct ModelOptions {
   int64_t cache_positions = 0;  // positions of all sequences together; 0: those of one
   KvType kv_type = KvType::kF16;
   int batch = 512;  // tokens computed at once
+  KernelPlan plan;  // what the tuner found; may be empty
 };
 
 struct MemoryReport {
@@ -107,6 +109,7 @@ class Model {
   };
 
   void load(const gguf::File& file);
+  void apply_plan();
   void check_requests(std::span<const Request> requests) const;
   int64_t cache_bytes(std::span<const Row> rows) const;
   void step(std::span<const Row> rows, Output output, float* out, const std::function<bool()>& should_stop);

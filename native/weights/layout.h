@@ -1,8 +1,10 @@
 // What a PackedMatrix holds, for the rooms weights/ and kernels/ only.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "weights/format.h"
 #include "weights/packed_matrix.h"
@@ -34,14 +36,34 @@ struct CodePoints {
   alignas(64) uint8_t dims[2][64] = {};
 };
 
+/// Batches that a plan tells apart: of 1 column, of 2 to 4, and of more.
+enum class Batch : uint8_t { kOne, kFew, kMany };
+constexpr int kBatchKinds = 3;
+constexpr Batch batch_of(int columns) {
+  return columns == 1 ? Batch::kOne : columns <= 4 ? Batch::kFew : Batch::kMany;
+}
+
+struct KernelTable;
+struct GeneratedWeights;
+
+/// How products with one kind of batch are computed: kernels/plan.h. Zeros stand for the default.
+struct KernelChoice {
+  const KernelTable* kernels = nullptr;
+  int64_t rows = 0;        // that a thread takes at a time
+  int tile_columns = 0;    // of a tile of activations
+  bool generated = false;  // by the kernel that belongs to Layout::generated
+};
+
 struct PackedMatrix::Layout {
   Format format = Format::kF32;
   int64_t rows = 0;
   int64_t cols = 0;
-  int64_t units = 0;        // of a row block: cols / unit
-  int64_t block_bytes = 0;  // of a row block: units * unit_bytes
-  PackedBuffer buffer;      // ceil(rows / kRowBlock) row blocks
-  CodePoints points;        // of codebook formats
+  int64_t units = 0;                                  // of a row block: cols / unit
+  int64_t block_bytes = 0;                            // of a row block: units * unit_bytes
+  PackedBuffer buffer;                                // ceil(rows / kRowBlock) row blocks
+  CodePoints points;                                  // of codebook formats
+  std::array<KernelChoice, kBatchKinds> choices;      // indexed by Batch
+  std::shared_ptr<const GeneratedWeights> generated;  // the same weights again, as a generated kernel wants
 
   const FormatInfo& info() const { return format_info(format); }
   const uint8_t* block(int64_t index) const { return buffer.data() + index * block_bytes; }

@@ -1,6 +1,7 @@
 #include "weights/packed_matrix.h"
 
 #include <algorithm>
+#include <cstring>
 #include <new>
 #include <string>
 #include <utility>
@@ -123,19 +124,13 @@ PackedMatrix PackedMatrix::pack(const gguf::TensorView& tensor, ThreadPool& pool
   }
   const gguf::TypeInfo& type = gguf::type_info(tensor.type);
   if (info.has_codebook()) gguf::check_codebook(type, tensor.codebook, tensor.name);
-  auto layout = std::make_unique<Layout>();
-  if (info.has_codebook()) layout->points = code_points(type.codebook, tensor.codebook, info);
-  layout->format = repack.format;
-  layout->rows = tensor.rows;
-  layout->cols = tensor.cols;
-  layout->units = tensor.cols / info.unit;
-  layout->block_bytes = layout->units * info.unit_bytes();
+  PackedMatrix matrix = blank(repack.format, tensor.rows, tensor.cols);
+  Layout& target = matrix.layout();
+  if (info.has_codebook()) target.points = code_points(type.codebook, tensor.codebook, info);
   const int64_t blocks = (tensor.rows + kRowBlock - 1) / kRowBlock;
-  layout->buffer = PackedBuffer(blocks * layout->block_bytes);
 
   // A piece of about a huge page, so that each is touched first by one thread.
-  const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 20) / layout->block_bytes);
-  Layout& target = *layout;
+  const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 20) / target.block_bytes);
   pool.parallel_for(blocks, grain, [&](int64_t begin, int64_t end, int) {
     for (int64_t b = begin; b < end; ++b) {
       const int rows = static_cast<int>(std::min<int64_t>(kRowBlock, tensor.rows - b * kRowBlock));
@@ -143,7 +138,34 @@ PackedMatrix PackedMatrix::pack(const gguf::TensorView& tensor, ThreadPool& pool
                         target.buffer.data() + b * target.block_bytes);
     }
   });
+  return matrix;
+}
+
+PackedMatrix PackedMatrix::blank(Format format, int64_t rows, int64_t cols) {
+  const FormatInfo& info = format_info(format);
+  auto layout = std::make_unique<Layout>();
+  layout->format = format;
+  layout->rows = rows;
+  layout->cols = cols;
+  layout->units = cols / info.unit;
+  layout->block_bytes = layout->units * info.unit_bytes();
+  layout->buffer = PackedBuffer((rows + kRowBlock - 1) / kRowBlock * layout->block_bytes);
   return PackedMatrix(std::move(layout));
+}
+
+PackedMatrix PackedMatrix::repeated(int64_t rows, ThreadPool& pool) const {
+  PackedMatrix copy = blank(layout_->format, rows, layout_->cols);
+  copy.layout().points = layout_->points;
+  const int64_t ours = (layout_->rows + kRowBlock - 1) / kRowBlock;
+  const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
+  uint8_t* target = copy.layout().buffer.data();
+  const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 20) / layout_->block_bytes);
+  pool.parallel_for(blocks, grain, [&](int64_t begin, int64_t end, int) {
+    for (int64_t b = begin; b < end; ++b) {
+      std::memcpy(target + b * layout_->block_bytes, layout_->block(b % ours), layout_->block_bytes);
+    }
+  });
+  return copy;
 }
 
 void PackedMatrix::dequantize_row(int64_t row, float* out) const {

@@ -9,6 +9,7 @@
 
 #include "gguf/tensor.h"
 #include "threads/pool.h"
+#include "weights/format.h"
 
 namespace bitqwen {
 
@@ -20,9 +21,14 @@ class PackedMatrix {
   /// Packs `tensor` with all threads of `pool`. Throws Error(kUnsupported) for a type without kernels.
   static PackedMatrix pack(const gguf::TensorView& tensor, ThreadPool& pool);
 
+  /// A matrix whose bytes are all zero, to be filled by kernels/ and weights/.
+  static PackedMatrix blank(Format format, int64_t rows, int64_t cols);
+  /// A matrix of `rows` rows whose row blocks are this one's, over and over: for measurements.
+  PackedMatrix repeated(int64_t rows, ThreadPool& pool) const;
+
   int64_t rows() const;
   int64_t cols() const;
-  int64_t bytes() const;  // memory held
+  int64_t bytes() const;  // of the packed weights
   /// Columns that share one int8 activation scale (32, 64 or 128); 0 when the kernel multiplies
   /// float32 activations (float weights).
   int activation_group() const;
@@ -35,6 +41,7 @@ class PackedMatrix {
 
   struct Layout;  // kernels/ and weights/ only
   const Layout& layout() const { return *layout_; }
+  Layout& layout() { return *layout_; }
 
  private:
   explicit PackedMatrix(std::unique_ptr<Layout> layout);

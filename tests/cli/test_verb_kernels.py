@@ -58,3 +58,65 @@ def test_user_errors(bitqwen, tmp_path, arguments, words):
     assert result.returncode in (2, 3)
     assert words in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tune_then_show(bitqwen, tiny_gguf, own_cache):
+    result = bitqwen("kernels", "show", tiny_gguf, "-t", 2)
+    assert result.returncode == 0, result.stderr
+    assert "not tuned" in result.stdout
+    assert "bitqwen kernels tune" in result.stderr
+    result = bitqwen("kernels", "tune", tiny_gguf, "-t", 2, "--json")
+    assert result.returncode == 0, result.stderr
+    tuned = json.loads(result.stdout)
+    assert [file.name for file in (own_cache / "tuning").iterdir()] == [tuned["file"].rsplit("/", 1)[-1]]
+    assert {(p["batch"], tuple(p["matrices"])) for p in tuned["products"]} == {
+        (batch, names)
+        for batch in ("1", "2-4", "prefill")
+        for names in (
+            ("attn_q", "attn_k", "attn_v", "token_embd"),  # as many rows as this vocabulary has
+            ("attn_output",),
+            ("ffn_gate", "ffn_up"),
+            ("ffn_down",),
+        )
+    }
+    shown = json.loads(bitqwen("kernels", "show", tiny_gguf, "-t", 2, "--json").stdout)
+    assert shown["products"] == tuned["products"]
+    assert shown["in_use"]
+    table = bitqwen("kernels", "show", tiny_gguf, "-t", 2).stdout
+    assert "best loser" in table
+    assert "GB/s" in table
+    everything = json.loads(bitqwen("kernels", "show", "-t", 2, "--json").stdout)["products"]
+    assert len(everything) == len(tuned["products"])
+    assert "Nothing was tuned" in bitqwen("kernels", "show", "-t", 1).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("tune",), "MODEL"),
+        (("tune", "9B"), "none of Qwen2.5's"),
+        (("tune", "0.5B", "--scheme", "w9"), "'w9'"),
+        (("tune", "{gguf}", "--scheme", "w2"), "has its own types"),
+        (("show", "--scheme", "w2"), "--scheme needs a MODEL"),
+        (("show", "none/at-all"), "none/at-all"),
+    ],
+)
+def test_user_errors_of_tune_and_show(bitqwen, tiny_gguf, arguments, words):
+    result = bitqwen("kernels", *(a.replace("{gguf}", str(tiny_gguf)) for a in arguments))
+    assert result.returncode in (2, 3, 7)
+    assert words in result.stderr
+
+
+def test_a_damaged_tuning_file_is_one_sentence(bitqwen, tiny_gguf):
+    from bitqwen.kernels import plans
+
+    path = plans.here(2).path
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    result = bitqwen("run", tiny_gguf, "-p", "a", "-n", 2, "-t", 2, "--temp", 0)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("is ignored") == 1
+    quiet = bitqwen("run", tiny_gguf, "-p", "a", "-n", 2, "-t", 2, "--temp", 0, "--no-tuning")
+    assert quiet.returncode == 0, quiet.stderr
+    assert "is ignored" not in quiet.stderr
+    assert quiet.stdout == result.stdout

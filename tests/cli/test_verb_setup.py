@@ -14,12 +14,14 @@ def steps(result):
 
 def test_every_step_is_done_once(bitqwen, tiny_folder, tmp_path):
     first = steps(bitqwen("setup", tiny_folder, "-o", tmp_path, "--json"))
-    assert list(first) == ["fetch", "kernels", "convert", "try"]
+    assert list(first) == ["fetch", "kernels", "convert", "tune", "try"]
     assert not first["convert"]["skipped"]
     output = tmp_path / "ggml-model-w4-qwen25.gguf"
     made = output.stat().st_mtime_ns
     again = steps(bitqwen("setup", tiny_folder, "-o", tmp_path, "--json"))
     assert again["kernels"]["skipped"]
+    assert not first["tune"]["skipped"]
+    assert again["tune"]["skipped"]
     assert again["convert"]["skipped"]
     assert output.stat().st_mtime_ns == made
     assert again["try"]["result"] == first["try"]["result"]

@@ -4,6 +4,7 @@ import pytest
 
 from bitqwen.errors import UsageError
 from bitqwen.kernels import SIZES, TARGETS, MatrixShape, Tile, choose, matrix_shapes, preset
+from bitqwen.kernels.tiles import scale_columns
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -13,10 +14,8 @@ def test_every_published_shape_has_a_tile(size, target):
         tile = choose(shape, target)
         assert shape.rows % tile.rows == 0
         assert tile.rows % tile.lanes == 0
-        if target.family == "TL1":
-            assert shape.cols % tile.cols == 0
-        else:
-            assert shape.cols % tile.cols % 32 == 0
+        assert shape.cols % tile.cols == 0
+        assert tile.cols % scale_columns(shape.cols)[1] == 0
 
 
 def test_shapes_are_the_checkpoints_own():
@@ -29,14 +28,14 @@ def test_shapes_are_the_checkpoints_own():
     }
 
 
-def test_the_fewest_columns_are_left_to_pairs():
-    assert choose(MatrixShape(128, 896, ()), TARGETS["x86"]).cols == 96  # 32 left; 192 would leave 128
-    assert choose(MatrixShape(128, 1536, ()), TARGETS["x86"]).cols == 192  # none left
+def test_scales_are_those_of_the_type_that_fits():
+    assert scale_columns(1536) == (128, 256)  # TQ2_0
+    assert scale_columns(896) == (64, 64)  # Q2_0
 
 
 def test_given_sizes_are_taken():
     shape = MatrixShape(1536, 1536, ())
-    assert choose(shape, TARGETS["arm"], rows=64, cols=128, lanes=32) == Tile(64, 128, 32)
+    assert choose(shape, TARGETS["arm"], rows=64, cols=512, lanes=32) == Tile(64, 512, 32)
 
 
 @pytest.mark.parametrize(
@@ -44,14 +43,10 @@ def test_given_sizes_are_taken():
     [
         ("arm", {"rows": 96}, "BM must be a multiple of bm, 96 % 64 is 32"),
         ("arm", {"rows": 1024}, "M must be a multiple of BM, 1536 % 1024 is 512"),
-        ("arm", {"cols": 40}, "BK must be a multiple of 16"),
-        ("arm", {"cols": 160}, "K must be a multiple of BK, 1536 % 160 is 96"),
-        ("arm", {"cols": 512}, "BK may be 256 at most"),
+        ("arm", {"cols": 128}, "BK must be a multiple of 256, the columns of a scale, 128 % 256 is 128"),
+        ("arm", {"cols": 1024}, "K must be a multiple of BK, 1536 % 1024 is 512"),
         ("arm", {"lanes": 16}, "bm must be 32 or 64"),
         ("x86", {"lanes": 64}, "bm must be 32 here"),
-        ("x86", {"cols": 32}, "BK must be a multiple of 24"),
-        ("x86", {"cols": 288}, "BK may be 240 at most"),
-        ("x86", {"cols": 168}, "K % BK must be a multiple of 32, 1536 % 168 is 24"),
         ("avx512", {"rows": 96}, "BM must be a multiple of bm"),
         ("x86", {"rows": -32}, "positive"),
     ],
@@ -62,7 +57,7 @@ def test_the_constraint_is_named(target, given, words):
 
 
 def test_a_shape_that_nothing_fits():
-    with pytest.raises(UsageError, match="K % BK must be a multiple of 32"):
+    with pytest.raises(UsageError, match="K must be a multiple of 64"):
         choose(MatrixShape(128, 1000, ()), TARGETS["x86"])
     with pytest.raises(UsageError, match="M must be a multiple of BM"):
         choose(MatrixShape(100, 512, ()), TARGETS["arm"])

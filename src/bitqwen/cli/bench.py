@@ -84,6 +84,7 @@ def bench(
         ),
     ] = "w4",
     kv: options.KvType = "f16",
+    no_tuning: options.NoTuning = False,
     against: Annotated[
         list[str] | None,
         typer.Option(

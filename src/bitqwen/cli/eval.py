@@ -142,6 +142,7 @@ def eval(
     ] = None,
     threads: options.Threads = None,
     kv: options.KvType = "f16",
+    no_tuning: options.NoTuning = False,
     output: Annotated[
         Path | None,
         typer.Option(

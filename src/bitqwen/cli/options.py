@@ -140,6 +140,23 @@ KvType = Annotated[
         "--kv", help="Number format of the KV cache; int8 is an older name of q8.", rich_help_panel=MODEL
     ),
 ]
+
+
+def _without_tuning(value: bool) -> None:
+    if value:
+        os.environ["BITQWEN_TUNING"] = "0"
+
+
+NoTuning = Annotated[
+    bool,
+    typer.Option(
+        "--no-tuning",
+        help="Use no kernels that `bitqwen kernels tune` found (also: BITQWEN_TUNING=0).",
+        callback=_without_tuning,
+        expose_value=False,
+        rich_help_panel=MODEL,
+    ),
+]
 System = Annotated[
     str | None,
     typer.Option(

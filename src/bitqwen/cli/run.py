@@ -36,6 +36,7 @@ def run(
     threads: options.Threads = None,
     context: options.Context = None,
     kv: options.KvType = "f16",
+    no_tuning: options.NoTuning = False,
     max_tokens: options.MaxTokens = options.DEFAULT_MAX_TOKENS,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,

@@ -81,6 +81,7 @@ def serve(
     ] = None,
     threads: options.Threads = None,
     context: options.Context = None,
+    no_tuning: options.NoTuning = False,
     kv: Annotated[
         Literal["f16", "q8", "q4", "int8"] | None,
         _option("--kv", help="Number format of the KV cache: f16 by default.", panel=options.MODEL),

@@ -61,7 +61,7 @@ def setup(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Fetch a model, generate kernels for its shapes, convert it and try it.
+    """Fetch a model, generate kernels for its shapes, convert it, tune this machine for it and try it.
 
     It says first what it will fetch and need. Stopped and run again, it goes on where it was: a step is
     done when the hashes of what went in and of what came out are those noted in the folder. A tl1 or tl2

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from bitqwen import _native
 from bitqwen.errors import ModelFileError
 from bitqwen.gguf import GGUFFile
+from bitqwen.kernels import plans
 from bitqwen.models.qwen2 import Qwen2Config
 
 from .cache import KvType
@@ -43,6 +44,7 @@ class Model:
         cache_positions: int | None = None,
         kv: KvType = "f16",
         batch: int = 512,
+        tuning: bool = True,
     ) -> Model:
         """Reads, checks and packs a model.
 
@@ -53,6 +55,8 @@ class Model:
             cache_positions: positions that all open sessions together may hold; default: one context.
             kv: number format of the KV cache, see :mod:`bitqwen.engine.cache`.
             batch: tokens computed at once while reading a prompt.
+            tuning: use what ``bitqwen kernels tune`` found on this machine, if it ran; BITQWEN_TUNING=0
+                turns that off everywhere. It changes speed alone, no bit of a result.
 
         Raises:
             ModelFileError: the file cannot be read, is damaged, or does not fit its own metadata.
@@ -63,7 +67,8 @@ class Model:
         file = GGUFFile(path)
         config = Qwen2Config.from_gguf(file.metadata, file.tensors)
         wanted = min(DEFAULT_CONTEXT, config.max_context) if context is None else context
-        native = _native.Model(file.native, threads or 0, wanted, cache_positions or 0, kv, batch)
+        plan = plans.rows(plans.load(plans.here(threads)).values()) if tuning and plans.enabled() else []
+        native = _native.Model(file.native, threads or 0, wanted, cache_positions or 0, kv, batch, plan)
         return cls(native, config, file.metadata)
 
     @property

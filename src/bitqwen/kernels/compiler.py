@@ -16,7 +16,7 @@ from pathlib import Path
 from bitqwen.errors import ResourceError
 
 _TIMEOUT = 300  # seconds
-_COMMON = ("-x", "c++", "-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden")
+_COMMON = ("-x", "c++", "-std=c++17", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,13 @@ def required() -> Compiler:
     return compiler
 
 
+def library_folder() -> Path:
+    """Where compiled kernels are kept."""
+    from bitqwen.checkpoints.cache import cache_dir
+
+    return cache_dir() / "kernels"
+
+
 def shared_library(source: str, flags: tuple[str, ...], *, compiler: Compiler | None = None) -> Path:
     """Compiles C++ source into a shared library in bitqwen's cache, unless the same one is there.
 
@@ -72,12 +79,10 @@ def shared_library(source: str, flags: tuple[str, ...], *, compiler: Compiler | 
     Raises:
         ResourceError: no compiler, or it refuses the source; shows its first messages.
     """
-    from bitqwen.checkpoints.cache import cache_dir
-
     used = compiler or required()
     options = [*_COMMON, *flags]
     identity = "\0".join([used.version, *used.command, *options, source])
-    folder = cache_dir() / "kernels"
+    folder = library_folder()
     target = folder / f"lut-{hashlib.sha256(identity.encode()).hexdigest()[:20]}.so"
     if target.exists():
         return target

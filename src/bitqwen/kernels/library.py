@@ -19,13 +19,19 @@ _PATTERNS = ("random", "extreme", "sparse")
 
 @dataclass(frozen=True)
 class Facts:
-    """One kernel of a library: its shape, its tile, and the bytes of a packed tile and of the tables."""
+    """One kernel of a library.
+
+    Its shape and tile; the columns that share an activation scale (``cell``) and a weight scale (``unit``);
+    bytes of a packed tile and of the tables.
+    """
 
     rows: int
     cols: int
     tile_rows: int
     block: int
     lanes: int
+    cell: int
+    unit: int
     tile_bytes: int
     table_bytes: int
 
@@ -48,12 +54,17 @@ class Library:
         self.kernels = [self._describe(i) for i in range(int(self._library.bitqwen_lut_count()))]
 
     def _describe(self, i: int) -> Facts:
-        facts = (ctypes.c_int64 * 7)()
+        facts = (ctypes.c_int64 * 9)()
         self._library.bitqwen_lut_describe(ctypes.c_int32(i), facts)
         return Facts(*facts)
 
-    def multiply(self, i: int, weights: Int8, x: Int8) -> npt.NDArray[np.int32]:
-        """``weights @ x`` by kernel ``i``: weights [rows, cols] in {-1, 0, 1}, rows a multiple of a tile's.
+    def multiply(self, i: int, weights: Int8, x: Int8) -> npt.NDArray[np.float32]:
+        """``weights @ x`` by kernel ``i`` with all scales 1, where its floats are integers.
+
+        Args:
+            i: the kernel's number.
+            weights: [rows, cols] in {-1, 0, 1}, rows a multiple of a tile's.
+            x: [cols].
 
         Raises:
             ValueError: other shapes.
@@ -67,14 +78,27 @@ class Library:
         weights, x = np.ascontiguousarray(weights), np.ascontiguousarray(x)
         tables = np.empty(facts.table_bytes, np.int8)
         packed = np.empty(facts.tile_bytes, np.uint8)
-        y = np.empty(rows, np.int32)
+        of_weights = np.ones((facts.tile_rows, cols // facts.unit), np.float16)
+        of_x = np.ones(cols // facts.cell, np.float32)
+        y = np.empty(rows, np.float32)
         number = ctypes.c_int32(i)
+        vectors = ctypes.c_int64(facts.tile_rows // facts.lanes)
         self._library.bitqwen_lut_prepare(number, _pointer(x), _pointer(tables))
         for begin in range(0, rows, facts.tile_rows):
             tile = weights[begin : begin + facts.tile_rows]
-            self._library.bitqwen_lut_pack_tile(number, _pointer(tile), _pointer(packed))
+            self._library.bitqwen_lut_pack_tile(
+                number, _pointer(tile), _pointer(of_weights), _pointer(packed)
+            )
             out = y[begin : begin + facts.tile_rows]
-            self._library.bitqwen_lut_multiply_tile(number, _pointer(packed), _pointer(tables), _pointer(out))
+            self._library.bitqwen_lut_multiply_tile(
+                number,
+                _pointer(packed),
+                _pointer(tables),
+                _pointer(of_x),
+                _pointer(out),
+                ctypes.c_int64(0),
+                vectors,
+            )
         return y
 
     def wrong(self, seed: int = 0, tiles: int = 2) -> list[Facts]:

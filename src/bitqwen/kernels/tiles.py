@@ -1,11 +1,12 @@
 """Tile sizes in bitnet.cpp's terms, what they must satisfy, and good ones for a shape.
 
 BM is the rows of a tile, BK the columns of a block of tables, bm the rows of one look-up vector. A block's
-tables (BK * 32 / 3 bytes of triples, BK * 16 of pairs) stay in the first-level cache while BM rows use them.
+tables (BK * 11 bytes of triples, BK * 16 of pairs) stay near while BM rows use them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from bitqwen.errors import UsageError
@@ -13,10 +14,10 @@ from bitqwen.errors import UsageError
 from .shapes import MatrixShape
 from .targets import Target
 
-# The largest tile: its int32 sums are 1 kB.
+# The largest tile: its sums are 1 kB.
 _ROWS = (256, 128, 64, 32)
-_TL1_COLUMNS = (256, 128, 64, 32, 16)
-_TL2_COLUMNS = (192, 96)
+_BLOCKS = 16  # weight scales of a block: 45 kB of tables
+_LONG, _SHORT = 256, 64
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,14 @@ class Tile:
     rows: int
     cols: int
     lanes: int
+
+
+def scale_columns(cols: int) -> tuple[int, int]:
+    """Columns of an activation scale and of a weight scale, for a ternary matrix of so many columns.
+
+    It is stored as TQ2_0 (128 and 256) where that type's blocks divide a row, else as Q2_0 (64 and 64).
+    """
+    return (128, _LONG) if cols % _LONG == 0 else (_SHORT, _SHORT)
 
 
 def choose(
@@ -44,12 +53,10 @@ def choose(
     bm = lanes if lanes is not None else _first(target.lanes, lambda n: shape.rows % n == 0)
     if rows is None:
         rows = _first(_ROWS, lambda n: shape.rows % n == 0 and n % bm == 0)
-    if cols is None and target.family == "TL1":
-        cols = _first(_TL1_COLUMNS, lambda n: shape.cols % n == 0)
-    elif cols is None:
-        fitting = [n for n in _TL2_COLUMNS if shape.cols % n % 32 == 0 and n <= shape.cols]
-        # Columns beyond the last block cost 2 bits instead of 1.67: the fewer, the better.
-        cols = min(fitting, key=lambda n: shape.cols % n, default=_TL2_COLUMNS[-1])
+    if cols is None:
+        unit = scale_columns(shape.cols)[1]
+        most = _BLOCKS * _LONG // unit
+        cols = unit * max((n for n in range(1, most + 1) if shape.cols % (unit * n) == 0), default=1)
     tile = Tile(rows, cols, bm)
     for holds, constraint in _constraints(shape, target, tile):
         if not holds:
@@ -61,9 +68,8 @@ def choose(
     return tile
 
 
-def _first(choices: tuple[int, ...], fits: object) -> int:
+def _first(choices: tuple[int, ...], fits: Callable[[int], bool]) -> int:
     """The first that fits; the last one otherwise, whose constraint is then named."""
-    assert callable(fits)
     return next((choice for choice in choices if fits(choice)), choices[-1])
 
 
@@ -74,23 +80,19 @@ def _constraints(shape: MatrixShape, target: Target, tile: Tile) -> list[tuple[b
     if min(bm_rows, bk, bm) < 1:
         return [(False, "tile sizes are positive")]
     allowed = " or ".join(str(n) for n in sorted(target.lanes))
-    both = [
+    unit = scale_columns(k)[1]
+    return [
         (bm in target.lanes, f"bm must be {allowed} here"),
         (bm_rows % bm == 0, f"BM must be a multiple of bm, {bm_rows} % {bm} is {bm_rows % bm}"),
         (m % bm_rows == 0, f"M must be a multiple of BM, {m} % {bm_rows} is {m % bm_rows}"),
         (bm_rows <= 4096, "BM may be 4096 at most"),
-    ]
-    if target.family == "TL1":
-        return [
-            *both,
-            (bk % 16 == 0, f"BK must be a multiple of 16 (8 pairs a step), {bk} % 16 is {bk % 16}"),
-            (bk <= 256, "BK may be 256 at most: sums of a block are 16 bits"),
-            (k % bk == 0, f"K must be a multiple of BK, {k} % {bk} is {k % bk}"),
-        ]
-    return [
-        *both,
-        (bk % 24 == 0, f"BK must be a multiple of 24 (8 triples a step), {bk} % 24 is {bk % 24}"),
-        (bk <= 240, "BK may be 240 at most: sums of a block are 16 bits"),
-        (bk <= k, f"BK may be K at most, which is {k}"),
-        (k % bk % 32 == 0, f"K % BK must be a multiple of 32, {k} % {bk} is {k % bk}"),
+        (
+            k % unit == 0,
+            f"K must be a multiple of {unit}, the columns of a scale, {k} % {unit} is {k % unit}",
+        ),
+        (
+            bk % unit == 0,
+            f"BK must be a multiple of {unit}, the columns of a scale, {bk} % {unit} is {bk % unit}",
+        ),
+        (k % bk == 0, f"K must be a multiple of BK, {k} % {bk} is {k % bk}"),
     ]

@@ -55,6 +55,7 @@ def checks(*, network: bool = True, self_test: bool = False) -> Iterator[Check]:
     yield from _cpu(here)
     yield from _memory(here)
     yield from _instruction_sets()
+    yield _tuning()
     yield _compiler()
     yield _disk()
     if network:
@@ -167,6 +168,20 @@ def _instruction_sets() -> Iterator[Check]:
         )
     else:
         yield Check("kernels", "ok", report)
+
+
+def _tuning() -> Check:
+    from bitqwen.kernels import plans
+
+    if not plans.enabled():
+        return Check("tuning", "warning", "off: BITQWEN_TUNING=0", "Unset BITQWEN_TUNING.")
+    try:
+        place = plans.here()
+    except BitqwenError as error:  # the line before says what is wrong
+        return Check("tuning", "warning", f"none: {error.message}", error.hint)
+    count = len({key for key, _ in plans.load(place)})
+    found = f"{count} products, in {place.path}" if count else "none; bitqwen kernels tune MODEL measures it"
+    return Check("tuning", "ok", f"with {place.threads} threads: {found}")
 
 
 def _compiler() -> Check:

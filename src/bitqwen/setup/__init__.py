@@ -1,4 +1,4 @@
-"""From a model's name to a file that answers: fetch, generate kernels, convert, try; each step once."""
+"""From a model's name to a file that answers: fetch, generate kernels, convert, tune, try; each step once."""
 
 from __future__ import annotations
 

