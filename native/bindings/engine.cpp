@@ -182,6 +182,32 @@ void bind_engine(nb::module_& m) {
             self.with([&](Model& model) { model.cache().release(sequence); });
           },
           "sequence"_a)
+      .def_prop_ro("page_positions", [](const LockedModel&) { return kPagePositions; })
+      .def_prop_ro("page_bytes",
+                   [](LockedModel& self) {
+                     return self.with([](Model& model) { return model.cache().shape().page_bytes(); });
+                   })
+      .def(
+          "export_page",
+          [](LockedModel& self, int sequence, int64_t index) {
+            return self.with([&](Model& model) {
+              const auto data = model.cache().page_data(sequence, index);
+              return nb::bytes(data.data(), data.size());
+            });
+          },
+          "sequence"_a, "index"_a, "One page of a sequence's keys and values, as import_page() takes it.")
+      .def(
+          "import_page",
+          [](LockedModel& self, int sequence, nb::bytes data, int64_t positions) {
+            self.with([&](Model& model) {
+              const std::span page{static_cast<const uint8_t*>(data.data()), data.size()};
+              if (model.cache().length(sequence) + positions > model.options().context) {
+                throw Error(ErrorKind::kContext, "the context would overflow");
+              }
+              model.cache().append_page(sequence, page, positions);
+            });
+          },
+          "sequence"_a, "data"_a, "positions"_a, "Adds a page that holds so many positions to a sequence.")
       .def("forward", &forward, "sequences"_a, "hidden"_a = false,
            "Appends tokens to sequences: [(sequence, [token, ...], rows), ...], where rows, 'last', 'all' or "
            "'none', are those whose logits are wanted; float32 [rows, vocab_size]. With `hidden`, what the "

@@ -135,6 +135,31 @@ void KvCache::commit(int sequence, int64_t count) {
   s.length += count;
 }
 
+std::span<const uint8_t> KvCache::page_data(int sequence, int64_t index) const {
+  const Sequence& s = get(sequence);
+  if (index < 0 || index * kPagePositions >= s.length) {
+    throw Error(ErrorKind::kArgument, "a sequence of " + std::to_string(s.length) +
+                                          " positions has no page " + std::to_string(index));
+  }
+  const int64_t bytes = shape_.page_bytes();
+  return {buffer_.data() + s.pages[static_cast<size_t>(index)] * bytes, static_cast<size_t>(bytes)};
+}
+
+void KvCache::append_page(int sequence, std::span<const uint8_t> data, int64_t positions) {
+  const int64_t length = get(sequence).length, bytes = shape_.page_bytes();
+  if (static_cast<int64_t>(data.size()) != bytes || positions < 1 || positions > kPagePositions ||
+      length % kPagePositions != 0) {
+    throw Error(ErrorKind::kArgument, "a page of " + std::to_string(data.size()) + " bytes with " +
+                                          std::to_string(positions) + " positions cannot follow " +
+                                          std::to_string(length) + " positions; pages have " +
+                                          std::to_string(bytes) + " bytes and up to " +
+                                          std::to_string(kPagePositions) + " positions");
+  }
+  reserve(sequence, positions);
+  std::ranges::copy(data, buffer_.data() + sequences_[sequence].pages.back() * bytes);
+  commit(sequence, positions);
+}
+
 KvPage KvCache::page(int sequence, int64_t index, int layer, int kv_head) const {
   uint8_t* keys = buffer_.data() +
                   sequences_[sequence].pages[static_cast<size_t>(index)] * shape_.page_bytes() +

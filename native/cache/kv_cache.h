@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "ops/ops.h"
@@ -48,6 +49,13 @@ class KvCache {
   void reserve(int sequence, int64_t count);
   /// Adds `count` positions, whose keys and values have been written, to the sequence.
   void commit(int sequence, int64_t count);
+
+  /// The bytes of one page of a sequence, all layers: what append_page() of a cache of equal shape takes.
+  /// The page must hold something.
+  std::span<const uint8_t> page_data(int sequence, int64_t index) const;
+  /// Adds a page that holds `positions` positions to a sequence that ends with a full page.
+  /// Throws Error(kArgument) if anything does not fit, Error(kResource) as reserve(); nothing changes then.
+  void append_page(int sequence, std::span<const uint8_t> data, int64_t positions);
 
   /// The page of a layer and head that holds position index * kPagePositions of the sequence.
   KvPage page(int sequence, int64_t index, int layer, int kv_head) const;

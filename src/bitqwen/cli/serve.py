@@ -163,6 +163,15 @@ def serve(
         bool,
         _option("--no-prefix-cache", help="Compute every prompt from its beginning.", panel=_SCHEDULING),
     ] = False,
+    prefix_cache_dir: Annotated[
+        Path | None,
+        _option(
+            "--prefix-cache-dir",
+            metavar="DIR",
+            help="Save the prefix cache here at the end and take it up again at the next start.",
+            panel=_SCHEDULING,
+        ),
+    ] = None,
     max_tokens: Annotated[
         int | None,
         _option(
@@ -223,6 +232,7 @@ def serve(
         max_queue=max_queue,
         prefill_tokens=prefill_tokens,
         prefix_cache=False if no_prefix_cache else None,
+        prefix_cache_dir=prefix_cache_dir,
         max_tokens=max_tokens,
         request_seconds=request_seconds,
         drain_seconds=drain_seconds,

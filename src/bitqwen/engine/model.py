@@ -97,6 +97,16 @@ class Model:
         return self._native.free_positions()
 
     @property
+    def page_positions(self) -> int:
+        """Positions that a page of the KV cache has room for."""
+        return self._native.page_positions
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page of the KV cache, all layers."""
+        return self._native.page_bytes
+
+    @property
     def memory(self) -> dict[str, int]:
         """Bytes: ``weights`` (packed), ``cache`` (reserved; taken as it fills), ``scratch``."""
         return self._native.memory()

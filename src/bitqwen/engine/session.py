@@ -86,6 +86,36 @@ class Session:
         self._native.truncate(self.sequence, length)
         del self._tokens[length:]
 
+    def export_page(self, index: int) -> bytes:
+        """One page of the keys and values, for :meth:`import_page` of an equal model.
+
+        Args:
+            index: the page holds positions from ``index * model.page_positions`` on.
+
+        Returns:
+            ``model.page_bytes`` bytes.
+
+        Raises:
+            UsageError: the session does not reach so far.
+        """
+        return self._native.export_page(self.sequence, index)
+
+    def import_page(self, ids: Sequence[int], data: bytes) -> None:
+        """Appends ids whose keys and values are given, instead of computing them.
+
+        Args:
+            ids: at most ``model.page_positions``; fewer only if no page follows.
+            data: from :meth:`export_page` of a session of the same model, cache type and instruction set.
+                Its size is checked, what it says is believed.
+
+        Raises:
+            ContextLengthError: the context would overflow.
+            ResourceError: the KV cache, shared by all sessions, is full.
+            UsageError: no ids or too many, data of another size, or a session that does not end with a page.
+        """
+        self._native.import_page(self.sequence, data, len(ids))
+        self.extend(ids)
+
     def fork(self) -> Session:
         """A second session with the same content; memory is shared until they differ."""
         return Session(self._native, self._native.fork(self.sequence), self._tokens)

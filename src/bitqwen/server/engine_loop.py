@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bitqwen.generation.language_model import LanguageModel
+    from bitqwen.server.prefix_store import PrefixStore
     from bitqwen.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -53,15 +54,25 @@ class EngineLoop:
         language_model: used by this loop alone.
         settings: limits.
         mailbox: where work comes from.
+        store: what the prefix cache is filled from now, and saved to when all is over.
     """
 
-    def __init__(self, language_model: LanguageModel, settings: ServerSettings, mailbox: Mailbox) -> None:
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        settings: ServerSettings,
+        mailbox: Mailbox,
+        store: PrefixStore | None = None,
+    ) -> None:
         self._model = language_model.model
         self._tokenizer = language_model.tokenizer
         self._batch = Batch(self._model)
         self._settings = settings
         self._mailbox = mailbox
         self._cache = PrefixCache(self._model.cache_positions if settings.prefix_cache else 0)
+        self._store = store
+        if store is not None:
+            store.restore(self._cache, self._model)
         self._waiting: list[Job] = []
         self._preempted: list[Sequence] = []
         self._running: list[Sequence] = []
@@ -100,8 +111,10 @@ class EngineLoop:
             self._end(job, goodbye)
         for reading in list(self._readings):
             self._end_reading(reading, goodbye)
-        self._cache.clear()
         self._send()
+        if self._store is not None:
+            self._store.save(self._cache, self._model)
+        self._cache.clear()
 
     def _take_in(self) -> None:
         for work in self._mailbox.take():

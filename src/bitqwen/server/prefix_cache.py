@@ -104,6 +104,10 @@ class PrefixCache:
         while self.positions > self._positions:
             self.evict()
 
+    def sessions(self) -> list[Session]:
+        """All that is held, the least recently used first."""
+        return [entry.session for entry in self._entries.values()]
+
     def evict(self) -> bool:
         """Drops the least recently used entry; whether there was one."""
         if not self._entries:

@@ -17,6 +17,7 @@ from bitqwen.server.sequence import Job, Sequence
 
 if TYPE_CHECKING:
     from bitqwen.generation.language_model import LanguageModel
+    from bitqwen.server.prefix_store import PrefixStore
     from bitqwen.server.settings import ServerSettings
 
 _FAILURES = 3  # steps that fail one after the other before the engine counts as broken
@@ -31,14 +32,17 @@ class Scheduler:
     Args:
         language_model: its engine is used by this scheduler alone.
         settings: limits.
+        store: where the prefix cache comes from and goes to, if it outlives the scheduler.
     """
 
-    def __init__(self, language_model: LanguageModel, settings: ServerSettings) -> None:
+    def __init__(
+        self, language_model: LanguageModel, settings: ServerSettings, store: PrefixStore | None = None
+    ) -> None:
         self._context = language_model.context
         self._tokenizer = language_model.tokenizer
         self._settings = settings
         self._mailbox = Mailbox(settings.max_queue, settings.max_batch)
-        self.loop = EngineLoop(language_model, settings, self._mailbox)
+        self.loop = EngineLoop(language_model, settings, self._mailbox, store)
         self._thread = threading.Thread(target=self.loop.run, name="bitqwen-engine", daemon=True)
         self._thread.start()
 

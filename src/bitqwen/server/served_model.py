@@ -12,6 +12,7 @@ from bitqwen.server.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from bitqwen.generation.language_model import LanguageModel
+    from bitqwen.server.prefix_store import PrefixStore
     from bitqwen.server.settings import ServerSettings
 
 Arguments = ParamSpec("Arguments")
@@ -30,13 +31,18 @@ class ServedModel:
     """
 
     def __init__(
-        self, name: str, aliases: Sequence[str], language_model: LanguageModel, settings: ServerSettings
+        self,
+        name: str,
+        aliases: Sequence[str],
+        language_model: LanguageModel,
+        settings: ServerSettings,
+        store: PrefixStore | None = None,
     ) -> None:
         self.name = name
         self.aliases = tuple(aliases)
         self.created = int(time.time())
         self.language_model = language_model
-        self.scheduler = Scheduler(language_model, settings)
+        self.scheduler = Scheduler(language_model, settings, store)
 
     async def encode_chat(
         self,

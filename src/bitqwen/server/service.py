@@ -13,6 +13,7 @@ from starlette.requests import Request
 from bitqwen.server.catalog import Catalog, Offer
 from bitqwen.server.errors import ApiError
 from bitqwen.server.metrics import Metrics
+from bitqwen.server.prefix_store import PrefixStore
 from bitqwen.server.residents import Residents
 from bitqwen.server.served_model import ServedModel
 from bitqwen.server.streams import while_connected
@@ -121,15 +122,19 @@ class Service:
         from bitqwen.generation.loading import gguf_path
 
         settings = self.settings
+        path = gguf_path(offer.source)
         language_model = LanguageModel.load(
-            gguf_path(offer.source),
+            path,
             threads=settings.threads,
             context=settings.context,
             cache_positions=self._positions(),
             kv=settings.kv,
             batch=max(512, settings.step_tokens),
         )
-        return self._serve(offer, language_model)
+        store = None
+        if settings.prefix_cache and settings.prefix_cache_dir is not None:
+            store = PrefixStore(settings.prefix_cache_dir, path, settings.kv)
+        return self._serve(offer, language_model, store)
 
     def _positions(self) -> int:
         from bitqwen.engine.model import DEFAULT_CONTEXT
@@ -155,8 +160,10 @@ class Service:
             ).values()
         )
 
-    def _serve(self, offer: Offer, language_model: LanguageModel) -> ServedModel:
-        served = ServedModel(offer.name, offer.aliases, language_model, self.settings)
+    def _serve(
+        self, offer: Offer, language_model: LanguageModel, store: PrefixStore | None = None
+    ) -> ServedModel:
+        served = ServedModel(offer.name, offer.aliases, language_model, self.settings, store)
         served.scheduler.loop.on_step = partial(self.metrics.note_step, served.name)
         served.scheduler.loop.on_end = partial(self._note_end, served)
         return served

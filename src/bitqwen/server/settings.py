@@ -107,6 +107,9 @@ class ServerSettings(BaseSettings):
         "adds to the others' time between tokens.",
     )
     prefix_cache: bool = Field(True, description="Reuse what was computed for equal beginnings of prompts.")
+    prefix_cache_dir: Path | None = Field(
+        None, description="Folder in which the prefix cache outlives the server; it holds people's prompts."
+    )
     stream_buffer: int = Field(
         256, ge=1, description="Pieces a slow reader may be behind before its sequence pauses."
     )
