@@ -138,6 +138,30 @@ def test_a_broken_file_is_the_request_s_misfortune_only(start: Callable[..., Sev
     assert server.states()["broken"] == "unloaded"
 
 
+@pytest.mark.parametrize("remove", [False, True])
+def test_a_file_that_is_cut_off_or_removed_under_the_server_changes_nothing_until_it_is_loaded_again(
+    start: Callable[..., Several], folder: Path, remove: bool
+) -> None:
+    server = start(prefix_cache=False, keep_alive="forever")
+    path = folder / "one.gguf"
+    prompts = ["the fox", "the quick brown fox jumps over the lazy dog " * 3]
+    before = [server.ask("one", prompt=prompt).json()["choices"] for prompt in prompts]
+    if remove:
+        path.unlink()
+    else:
+        with path.open("r+b") as file:
+            file.truncate(1000)
+    again = [server.ask("one", prompt=prompt).json()["choices"] for prompt in prompts]
+    if not remove:
+        assert again == before
+        assert server.http.get("/health").json()["status"] == "ok"
+        fresh = start().ask("one")
+        assert (fresh.status_code, fresh.json()["error"]["code"]) == (503, "model_load_failed")
+    else:
+        assert again == before
+        assert start().ask("one").status_code == 404
+
+
 def test_an_idle_model_is_unloaded_and_comes_back(start: Callable[..., Several]) -> None:
     server = start(keep_alive="50ms")
     first = server.ask("one").json()["choices"]
