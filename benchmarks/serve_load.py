@@ -1,16 +1,18 @@
-"""The server under load, beside llama-cpp-python's server on the same GGUF file.
+"""The server under load, beside llama.cpp's on the same GGUF file.
 
-Open loop: requests arrive at random moments (a Poisson process), whether or not earlier ones are
-answered, as they do from people. Closed loop: a number of clients that each send the next request when
-the last is answered, which shows the most that a server can do. Every prompt begins differently, so that
-no prefix cache helps; the last measurement is of a chat's second turn, where it should.
+Closed loop: a number of clients that each send the next request when the last is answered, which shows the
+most that a server can do. Open loop: requests arrive at random moments (a Poisson process), whether or not
+earlier ones are answered, as they do from people. Every prompt begins differently, so that no prefix cache
+helps; the last measurement is of a chat's second turn, where it should. Every answer has the same length.
 
-Both servers are started here, one after the other, and streamed from by the same client. llama-cpp-python's
-server answers one request at a time; it runs with interrupt_requests=False, without which a new request
-would cut off the one before it.
+The servers are started here, one after the other, and streamed from by the same client. llama-server (of a
+build folder given by --llama-server) has as many slots as there are clients at most; the server of
+llama-cpp-python answers one request at a time.
 
-    pip install 'bitqwen[test]' fastapi sse-starlette starlette-context
-    python benchmarks/serve_load.py [MODEL.gguf] [--threads 2] [--clients 1,4,8] [--save FILE.json]
+    pip install 'bitqwen[test]'
+    python benchmarks/serve_load.py MODEL.gguf --llama-server build/bin/llama-server --save load.json
+    python benchmarks/serve_load.py OTHER.gguf --servers bitqwen --label w2 --save load-w2.json
+    python benchmarks/serve_load_plot.py load.json load-w2.json --output serve_load.svg
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,7 @@ class Sample:
 
     arrived: float
     pieces: list[float] = field(default_factory=list)  # when each piece of text came
+    tokens: int = 0  # as the server counts them, or else the pieces
     failed: str = ""
 
     @property
@@ -85,7 +89,11 @@ class Server:
     async def _until_ready(self, client: httpx.AsyncClient, process: subprocess.Popen[bytes]) -> None:
         while process.poll() is None:
             try:
-                if (await client.get("/v1/models")).json()["data"]:
+                health = await client.get("/health")
+                if health.status_code == 200:
+                    return
+                # llama-cpp-python's server has none
+                if health.status_code == 404 and (await client.get("/v1/models")).json()["data"]:
                     return
             except (httpx.TransportError, ValueError, KeyError):
                 pass
@@ -94,24 +102,26 @@ class Server:
 
 
 def servers(model: Path, options: argparse.Namespace) -> list[Server]:
-    context = str(options.context)
-    ours = [sys.executable, "-m", "bitqwen", "serve", str(model), "--context", context]
-    ours += [
-        "--threads",
-        str(options.threads),
-        "--alias",
-        "load",
-        "--cache-positions",
-        str(16 * options.context),
-    ]
-    theirs = [sys.executable, "-m", "llama_cpp.server", "--model", str(model), "--n_ctx", context]
-    theirs += ["--n_threads", str(options.threads), "--n_threads_batch", str(options.threads)]
-    theirs += ["--model_alias", "load", "--interrupt_requests", "False"]
-    both = [
-        Server("bitqwen", lambda port: [*ours, "--port", str(port)]),
-        Server("llama-cpp-python", lambda port: [*theirs, "--port", str(port)]),
-    ]
-    return [server for server in both if server.name in options.servers.split(",")]
+    threads, slots = str(options.threads), max(map(int, [*filter(None, options.clients.split(",")), 16]))
+    ours = [sys.executable, "-m", "bitqwen", "serve", str(model), "--context", str(options.context)]
+    ours += ["--threads", threads, "--alias", "load", "--cache-positions", str(slots * options.context)]
+    ours += ["--max-batch", str(slots)]
+    theirs = [str(options.llama_server), "--model", str(model), "--ctx-size", str(slots * options.context)]
+    theirs += ["--parallel", str(slots), "--threads", threads, "--threads-batch", threads, "--alias", "load"]
+    python = [sys.executable, "-m", "llama_cpp.server", "--model", str(model)]
+    python += ["--n_ctx", str(options.context), "--n_threads", threads, "--n_threads_batch", threads]
+    python += ["--model_alias", "load", "--interrupt_requests", "False"]
+    known = {"bitqwen": ours, "llama-server": theirs, "llama-cpp-python": python}
+    chosen = options.servers.split(",")
+    if unknown := set(chosen) - set(known):
+        raise SystemExit(f"there is no server {', '.join(unknown)}; known: {', '.join(known)}")
+    if "llama-server" in chosen and options.llama_server is None:
+        raise SystemExit("llama-server needs --llama-server PATH")
+    return [Server(name, partial(_with_port, known[name])) for name in chosen]
+
+
+def _with_port(command: list[str], port: int) -> list[str]:
+    return [*command, "--port", str(port)]
 
 
 def prompt(rng: random.Random, words: int) -> str:
@@ -119,9 +129,10 @@ def prompt(rng: random.Random, words: int) -> str:
 
 
 async def ask(client: httpx.AsyncClient, text: str, tokens: int) -> Sample:
-    """Streams one completion; greedy, to its full length as far as the model goes on."""
+    """Streams one completion; greedy, to its full length."""
     sample = Sample(time.perf_counter())
     body = {"model": "load", "prompt": text, "max_tokens": tokens, "temperature": 0, "stream": True}
+    body |= {"ignore_eos": True, "stream_options": {"include_usage": True}}
     try:
         async with client.stream("POST", "/v1/completions", json=body) as response:
             if response.status_code != 200:
@@ -130,10 +141,12 @@ async def ask(client: httpx.AsyncClient, text: str, tokens: int) -> Sample:
             async for line in response.aiter_lines():
                 if line.startswith("data: {"):
                     chunk = json.loads(line.removeprefix("data: "))
+                    sample.tokens = (chunk.get("usage") or {}).get("completion_tokens", sample.tokens)
                     if any(choice["text"] for choice in chunk.get("choices", ())):
                         sample.pieces.append(time.perf_counter())
     except httpx.TransportError as error:
         sample.failed = repr(error)
+    sample.tokens = sample.tokens or len(sample.pieces)
     if not sample.pieces and not sample.failed:
         sample.failed = "no text"
     return sample
@@ -170,7 +183,7 @@ def summary(samples: list[Sample]) -> dict[str, Any]:
         seconds = max(sample.pieces[-1] for sample in good) - min(sample.arrived for sample in good)
         gaps = [gap for sample in good for gap in sample.gaps]
         row |= {
-            "tokens_per_second": sum(len(sample.pieces) for sample in good) / seconds,
+            "tokens_per_second": sum(sample.tokens for sample in good) / seconds,
             "first_p50": percentile([sample.first for sample in good], 50),
             "first_p95": percentile([sample.first for sample in good], 95),
             "gap_p50": percentile(gaps, 50),
@@ -193,8 +206,8 @@ async def second_turn(client: httpx.AsyncClient, options: argparse.Namespace) ->
     return {"first": first.first, "second": second.first} if first.pieces and second.pieces else {}
 
 
-async def measure(server: Server, options: argparse.Namespace) -> dict[str, Any]:
-    results: dict[str, Any] = {"server": server.name}
+async def measure(server: Server, model: Path, options: argparse.Namespace) -> dict[str, Any]:
+    results: dict[str, Any] = {"server": server.name, "label": options.label, "model": model.name}
     async with server.running() as client:
         await ask(client, "warm up", 4)
         steps: list[tuple[str, Coroutine[Any, Any, list[Sample]]]] = [
@@ -238,7 +251,9 @@ def main() -> None:
     parser.add_argument("model", nargs="?", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--context", type=int, default=4096)
-    parser.add_argument("--servers", default="bitqwen,llama-cpp-python")
+    parser.add_argument("--servers", default="bitqwen,llama-server", help="also: llama-cpp-python")
+    parser.add_argument("--llama-server", type=Path, help="path of llama.cpp's server")
+    parser.add_argument("--label", default="", help="what the model is called in the plot")
     parser.add_argument("--clients", default="1,4,8,16", help="closed loop: clients at once")
     parser.add_argument("--requests", type=int, default=2, help="closed loop: requests of each client")
     parser.add_argument("--rates", default="0.2", help="open loop: requests a second")
@@ -252,7 +267,7 @@ def main() -> None:
     options = parser.parse_args()
     model = options.model or packages.fetch("qwen2.5-coder-1.5b")
     print(json.dumps(machine.describe()))
-    results = [asyncio.run(measure(server, options)) for server in servers(model, options)]
+    results = [asyncio.run(measure(server, model, options)) for server in servers(model, options)]
     if options.save:
         machine.save(options.save, "serve_load", results)
 
