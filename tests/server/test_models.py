@@ -70,7 +70,7 @@ class Several:
             assert answer.result().status_code == 200
 
     def bytes_of_one(self) -> int:
-        return self.live.service._estimate(self.live.service.catalog.names()["one"])
+        return self.live.service._estimate(self.live.service.offer("one"))
 
 
 @pytest.fixture
@@ -152,13 +152,13 @@ def test_a_file_that_is_cut_off_or_removed_under_the_server_changes_nothing_unti
         with path.open("r+b") as file:
             file.truncate(1000)
     again = [server.ask("one", prompt=prompt).json()["choices"] for prompt in prompts]
+    assert again == before
+    assert server.http.get("/health").json()["status"] == "ok"
+    assert server.states()["one"] == "loaded"
     if not remove:
-        assert again == before
-        assert server.http.get("/health").json()["status"] == "ok"
         fresh = start().ask("one")
         assert (fresh.status_code, fresh.json()["error"]["code"]) == (503, "model_load_failed")
     else:
-        assert again == before
         assert start().ask("one").status_code == 404
 
 
@@ -247,11 +247,13 @@ def test_a_load_holds_up_nobody_and_may_be_left(
 def test_memory_comes_back(start: Callable[..., Several]) -> None:
     import weakref
 
-    server = start(keep_alive="10ms")
+    server = start(keep_alive="forever")
     assert server.ask("one").status_code == 200
     (served,) = server.residents.loaded()
     engine = weakref.ref(served.language_model.model)
-    del served
+    del served  # before it is unloaded, which would find it in use here otherwise
+    server.residents._keep_alive = 0.01
+    assert server.ask("one").status_code == 200
     until(lambda: engine() is None)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,12 +99,6 @@ class Catalog:
         made += [Offer(alias, target) for alias, target in leading.items() if Path(target).is_file()]
         return made
 
-    def names(self) -> Mapping[str, Offer]:
-        """Every name that a request may use. A model's own name comes before another's alias."""
-        offers = self.offers()
-        names = {alias: offer for offer in offers for alias in offer.aliases}
-        return names | {offer.name: offer for offer in offers}
-
     def _files(self) -> dict[str, Path]:
         if self._folder is None:
             return {}
@@ -112,6 +106,12 @@ class Catalog:
             return {path.stem: path for path in self._folder.iterdir() if _is_model(path)}
         except OSError:  # the folder went away: what is loaded stays
             return {}
+
+
+def by_name(offers: Sequence[Offer]) -> dict[str, Offer]:
+    """Offers by every name that a request may use. A model's own name comes before another's alias."""
+    names = {alias: offer for offer in offers for alias in offer.aliases}
+    return names | {offer.name: offer for offer in offers}
 
 
 def _is_model(path: Path) -> bool:

@@ -18,7 +18,7 @@ from bitqwen.server.service import Service, service_of
 async def list_all(request: Request) -> Response:
     """``GET /v1/models``."""
     service = service_of(request)
-    cards = [_card(service, offer) for offer in service.catalog.offers()]
+    cards = [_card(service, offer) for offer in service.offers()]
     return JSONResponse({"object": "list", "data": cards})
 
 

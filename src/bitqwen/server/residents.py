@@ -90,6 +90,10 @@ class Residents:
         """Those that are in memory."""
         return [resident.served for resident in list(self._by_name.values()) if resident.served is not None]
 
+    def offers(self) -> list[Offer]:
+        """What those in memory or on their way were offered as."""
+        return [resident.offer for resident in self._by_name.values()]
+
     def state(self, name: str) -> str:
         """One word: unloaded, loading or loaded."""
         resident = self._by_name.get(name)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from starlette.requests import Request
 
-from bitqwen.server.catalog import Catalog, Offer
+from bitqwen.server.catalog import Catalog, Offer, by_name
 from bitqwen.server.errors import ApiError
 from bitqwen.server.metrics import Metrics
 from bitqwen.server.prefix_store import PrefixStore
@@ -77,7 +77,7 @@ class Service:
 
     def add(self, name: str, language_model: LanguageModel) -> ServedModel:
         """Serves a model that is loaded already."""
-        offer = self.catalog.names().get(name) or Offer(name, name, pinned=True)
+        offer = by_name(self.catalog.offers()).get(name) or Offer(name, name, pinned=True)
         served = self._serve(offer, language_model)
         self.residents.add(offer, served)
         return served
@@ -86,13 +86,19 @@ class Service:
         """All models in memory."""
         return self.residents.loaded()
 
+    def offers(self) -> list[Offer]:
+        """What may be asked for: the catalog, and what is in memory though its file has gone."""
+        offers = self.catalog.offers()
+        listed = {offer.name for offer in offers}
+        return [*offers, *(offer for offer in self.residents.offers() if offer.name not in listed)]
+
     def offer(self, name: str) -> Offer:
         """What a name stands for.
 
         Raises:
             ApiError: 404, which lists the names that there are.
         """
-        names = self.catalog.names()
+        names = by_name(self.offers())
         offer = names.get(name)
         if offer is None:
             there = ", ".join(names)

@@ -26,7 +26,7 @@ class OfModel(Strict):
         """The model that is meant."""
         if self.model is not None:
             return await model_of(request, self.model)
-        offers = service_of(request).catalog.offers()
+        offers = service_of(request).offers()
         if len(offers) > 1:
             names = ", ".join(offer.name for offer in offers)
             raise invalid(f"model is missing; there are several: {names:.1000}.", "model")
