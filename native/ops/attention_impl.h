@@ -14,18 +14,6 @@
 namespace bitqwen {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kWidth = 16, kRegisters = 32;
-#elif defined(__AVX2__)
-constexpr int kWidth = 8, kRegisters = 16;
-#elif defined(__aarch64__)
-constexpr int kWidth = 4, kRegisters = 32;
-#else
-constexpr int kWidth = 4, kRegisters = 16;
-#endif
-/// One register of floats; Floats are one, two or four.
-using Wide = float __attribute__((vector_size(kWidth * 4)));
-
 // Calls body(integral_constant 0), ..., body(integral_constant kCount - 1). An array that is indexed by
 // nothing else than such constants lives in registers; gcc leaves one that a loop runs over in memory.
 template <int kCount, class Body>
@@ -40,13 +28,6 @@ template <int kHeads>
 constexpr int vectors_of() {
   return kHeads * 4 + 5 <= kRegisters ? 4 : kHeads * 2 + 3 <= kRegisters ? 2 : 1;
 }
-
-inline Wide load_wide(const float* p) {
-  Wide v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-inline void store_wide(float* p, Wide v) { std::memcpy(p, &v, sizeof v); }
 
 /// a * b + c with one rounding where the instruction set can: not left to the compiler to decide.
 inline Wide multiply_add(Wide a, Wide b, Wide c) {
@@ -152,7 +133,7 @@ void page_scores(const KvPage& page, const float* queries, int head_dim, float* 
         unrolled<kVectors>(
             [&](auto v) { keys[v] = load_kv<kType>(page.keys, d * kPagePositions + p + v * kWidth); });
         unrolled<kHeads>([&](auto h) __attribute__((always_inline)) {
-          const Wide q = Wide{} + queries[h * head_dim + d];
+          const Wide q = splat_wide(queries[h * head_dim + d]);
           unrolled<kVectors>(
               [&](auto v) { sums[h * kVectors + v] = multiply_add(keys[v], q, sums[h * kVectors + v]); });
         });
@@ -163,7 +144,7 @@ void page_scores(const KvPage& page, const float* queries, int head_dim, float* 
         Wide s = sums[i];
         if constexpr (kType != KvType::kF16) {
           s = multiply_add(s, load_wide(page.key_scales + b * kPagePositions + p + v * kWidth),
-                           b > 0 ? load_wide(out) : Wide{} + centre_scores[h]);
+                           b > 0 ? load_wide(out) : splat_wide(centre_scores[h]));
         }
         store_wide(out, s);
       });
@@ -182,7 +163,7 @@ void add_values(const uint8_t* rows, int positions, const float* weights, int he
     Wide row[kVectors];
     unrolled<kVectors>([&](auto v) { row[v] = load_values<kType>(rows, p, d + v * kWidth, head_dim); });
     unrolled<kHeads>([&](auto h) __attribute__((always_inline)) {
-      const Wide w = Wide{} + weights[h * kPagePositions + p];
+      const Wide w = splat_wide(weights[h * kPagePositions + p]);
       unrolled<kVectors>(
           [&](auto v) { sums[h * kVectors + v] = multiply_add(row[v], w, sums[h * kVectors + v]); });
     });
@@ -234,22 +215,26 @@ void page_softmax(float* scores, int positions, int head_dim, float& maximum_so_
                   float* values) {
   const float hidden = -std::numeric_limits<float>::infinity();
   for (int p = positions; p < kPagePositions; ++p) scores[p] = hidden;
-  Floats highest = load(scores);
-  for (int p = kLanes; p < kPagePositions; p += kLanes) highest = maximum(highest, load(scores + p));
+  Wide highest = load_wide(scores);
+  for (int p = kWidth; p < kPagePositions; p += kWidth) highest = maximum(highest, load_wide(scores + p));
   const float page_maximum = maximum(highest);
   if (page_maximum > maximum_so_far) {
-    const float factor = exponential(splat(maximum_so_far - page_maximum))[0];
+    const float factor = exponential(splat_wide(maximum_so_far - page_maximum))[0];
     maximum_so_far = page_maximum;
     weight *= factor;
-    for (int d = 0; d < head_dim; d += kLanes) store(values + d, load(values + d) * factor);
+    for (int d = 0; d < head_dim; d += kWidth) store_wide(values + d, load_wide(values + d) * factor);
   }
-  Floats total = {};
-  for (int p = 0; p < kPagePositions; p += kLanes) {
-    const Floats e = exponential(load(scores + p) - maximum_so_far);
-    store(scores + p, e);
-    total += e;
+  alignas(64) float totals[kLanes];
+  for (int part = 0; part < kLanes; part += kWidth) {
+    Wide total = {};
+    for (int p = part; p < kPagePositions; p += kLanes) {
+      const Wide e = exponential(load_wide(scores + p) - maximum_so_far);
+      store_wide(scores + p, e);
+      total += e;
+    }
+    store_wide(totals + part, total);
   }
-  weight += sum(total);
+  weight += sum(load(totals));
 }
 
 template <KvType kType, int kHeads>
@@ -317,13 +302,14 @@ void attend(const KvPage* pages, KvType type, int64_t positions, const float* qu
 void merge(const PartialAttention& into, const PartialAttention& from, int heads, int head_dim) {
   for (int h = 0; h < heads; ++h) {
     const float highest = into.maximum[h] > from.maximum[h] ? into.maximum[h] : from.maximum[h];
-    const float a = exponential(splat(into.maximum[h] - highest))[0];
-    const float b = exponential(splat(from.maximum[h] - highest))[0];
+    const float a = exponential(splat_wide(into.maximum[h] - highest))[0];
+    const float b = exponential(splat_wide(from.maximum[h] - highest))[0];
     into.maximum[h] = highest;
     into.weight[h] = into.weight[h] * a + from.weight[h] * b;
-    for (int d = 0; d < head_dim; d += kLanes) {
+    for (int d = 0; d < head_dim; d += kWidth) {
       float* values = into.values + h * head_dim + d;
-      store(values, load(values) * a + load(from.values + h * head_dim + d) * b);
+      store_wide(values, multiply_add(load_wide(values), splat_wide(a),
+                                      load_wide(from.values + h * head_dim + d) * b));
     }
   }
 }
@@ -331,8 +317,8 @@ void merge(const PartialAttention& into, const PartialAttention& from, int heads
 void finish(const PartialAttention& partial, int heads, int head_dim, float* out) {
   for (int h = 0; h < heads; ++h) {
     const float inverse = 1.0f / partial.weight[h];
-    for (int d = 0; d < head_dim; d += kLanes) {
-      store(out + h * head_dim + d, load(partial.values + h * head_dim + d) * inverse);
+    for (int d = 0; d < head_dim; d += kWidth) {
+      store_wide(out + h * head_dim + d, load_wide(partial.values + h * head_dim + d) * inverse);
     }
   }
 }

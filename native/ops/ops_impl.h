@@ -32,16 +32,16 @@ void add(float* x, const float* y, int64_t n) {
   for (; i < n; ++i) x[i] += y[i];
 }
 
-Floats silu(Floats x) { return x / (1.0f + exponential(-x)); }
+Wide silu(Wide x) { return x / (1.0f + exponential(-x)); }
 
 void swiglu(float* gate, const float* up, int64_t n) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(gate + i, silu(load(gate + i)) * load(up + i));
+  for (; i + kWidth <= n; i += kWidth) store_wide(gate + i, silu(load_wide(gate + i)) * load_wide(up + i));
   if (i < n) {
-    float rest[2][kLanes] = {};
+    float rest[2][kWidth] = {};
     std::memcpy(rest[0], gate + i, (n - i) * sizeof(float));
     std::memcpy(rest[1], up + i, (n - i) * sizeof(float));
-    store(rest[0], silu(load(rest[0])) * load(rest[1]));
+    store_wide(rest[0], silu(load_wide(rest[0])) * load_wide(rest[1]));
     std::memcpy(gate + i, rest[0], (n - i) * sizeof(float));
   }
 }
