@@ -38,7 +38,6 @@ inline Floats load(const float* p) {
   return v;
 }
 inline void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
-inline Floats splat(float x) { return Floats{} + x; }
 
 // Halves onto halves, always in this order, so that a sum does not depend on the instruction set.
 inline float sum(Floats v) {
