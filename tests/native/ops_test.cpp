@@ -56,7 +56,7 @@ struct Cache {
       memory[i].resize(2 * bytes);
       floats[i].resize(2 * scales + head_dim);
       pages.push_back({memory[i].data(), memory[i].data() + bytes, floats[i].data(),
-                       floats[i].data() + scales, floats[i].data() + 2 * scales});
+                       reinterpret_cast<uint8_t*>(floats[i].data() + scales), floats[i].data() + 2 * scales});
     }
     for (int p = 0; p < positions; ++p) {
       ops.store_kv(pages[p / kPagePositions], type, p % kPagePositions,
@@ -118,7 +118,7 @@ std::vector<double> reference(const Cache& cache, int positions, const std::vect
 
 TEST_CASE("attention is softmax(q k) v for any number of heads, dimensions and positions") {
   for (const auto& [name, ops] : tables()) {
-    for (const KvType type : {KvType::kF16, KvType::kInt8}) {
+    for (const KvType type : {KvType::kF16, KvType::kQ8}) {
       for (const int head_dim : {16, 48, 64, 128}) {
         for (const int positions : {1, 63, 64, 65, 300}) {
           const Cache cache(*ops, type, positions, head_dim);
@@ -145,7 +145,7 @@ TEST_CASE("instruction sets with fused multiply-add give one result") {
   const std::vector<Named> all = tables();
   if (all.size() < 3) return;
   const OpsTable &first = *all[1].ops, &second = *all[2].ops;
-  for (const KvType type : {KvType::kF16, KvType::kInt8}) {
+  for (const KvType type : {KvType::kF16, KvType::kQ8}) {
     const int head_dim = 128, positions = 200;
     const Cache one(first, type, positions, head_dim), other(second, type, positions, head_dim);
     CHECK_EQ(one.memory, other.memory);
