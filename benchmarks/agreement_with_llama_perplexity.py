@@ -11,6 +11,7 @@ script fails where perplexities differ by more than 0.3 % or KL divergences by m
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import subprocess
 import sys
@@ -29,6 +30,7 @@ CONTEXT = 512
 PERPLEXITY_TOLERANCE = 0.003
 DIVERGENCE_TOLERANCE = 0.03
 
+_ATTEMPTS = 6
 _NUMBER = r"\s*:\s*([-+0-9.einf]+)"
 _LINES = {
     "perplexity": r"Mean PPL\(Q\)",
@@ -71,7 +73,12 @@ def theirs(args: argparse.Namespace, text: str) -> Figures:
         common = ["-f", str(file), "-c", str(CONTEXT), "-b", str(CONTEXT), "-t", str(args.threads)]
         common += ["--chunks", str(args.chunks), "--kl-divergence-base", str(base), "-ngl", "0"]
         _run(args.llama_perplexity, ["-m", str(args.reference), *common])
-        return parse(_run(args.llama_perplexity, ["-m", str(args.model), *common, "--kl-divergence"]))
+        command = ["-m", str(args.model), *common, "--kl-divergence"]
+        # It sometimes ends before its log has been written out, and its last lines are missing.
+        for _ in range(_ATTEMPTS - 1):
+            with contextlib.suppress(ValueError):
+                return parse(_run(args.llama_perplexity, command))
+        return parse(_run(args.llama_perplexity, command))
 
 
 def _run(program: Path, arguments: Sequence[str]) -> str:
