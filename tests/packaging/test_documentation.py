@@ -1,4 +1,4 @@
-"""docs/: every command in it runs, every Python block runs, and all else is marked as output."""
+"""docs/ and README: every command runs, or at least parses; every Python block runs; all else is output."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ from bitqwen.convert import convert
 from helpers.fake_hub import FakeHub, FakeRepository, fake_hub
 
 ROOT = Path(__file__).parents[2]
-# Pages that other tests hold to what they describe: the verbs themselves, and what is about files and HTTP.
-ELSEWHERE = {"cli.md", "server.md", "quality.md", "file-format.md"}
-PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.name not in ELSEWHERE)
+# Pages whose commands need a server, a real model or minutes: other tests hold them to what they describe.
+PARSED = {"cli.md", "server.md", "quality.md"}
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+# README's bash blocks are run by CI, as they stand.
+PAGES = [*(path for path in DOCS if path.name not in PARSED), ROOT / "README.md"]
 # Not run here: what installs, and what builds (tests/cli/test_original_plan.py runs cmake).
 NOT_RUN = ("pip install", "cmake ", "make ")
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    return re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return re.findall(
+        r"^ *```(\w*)\n(.*?)^ *```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,9 @@ def workshop(tiny_checkpoint, tmp_path_factory) -> Iterator[tuple[Path, dict[str
     checkpoint = tiny_checkpoint(context=1024).folder
     shutil.copytree(checkpoint, folder / "checkpoint")
     convert(checkpoint, folder / "qwen.gguf", "f16")
-    (folder / "utils").symlink_to(ROOT / "utils")
+    shutil.copy(folder / "qwen.gguf", folder / "f16.gguf")
+    for name in ("utils", "benchmarks"):
+        (folder / name).symlink_to(ROOT / name)
     with fake_hub() as hub:
         for name in ("1.5B", "7B"):
             hub.repositories[f"Qwen/Qwen2.5-{name}-Instruct"] = FakeRepository(checkpoint)
@@ -53,30 +59,73 @@ def environment(hub: FakeHub, folder: Path) -> dict[str, str]:
 def test_every_block_runs_or_is_output(page, workshop):
     folder, variables = workshop
     for language, text in blocks(page):
-        assert language in {"console", "python", "text"}, (language, text)
+        allowed = {"console", "python", "text"} | ({"bash"} if page.name == "README.md" else set())
+        assert language in allowed, (language, text)
         if language == "python":
             run([sys.executable, "-c", text], folder, variables)
         if language == "console":
-            for line in text.splitlines():
-                assert line.startswith("$ "), line
-                console(line.removeprefix("$ "), folder, variables)
+            for command, typed in commands(text):
+                console(command, typed, folder, variables)
 
 
-def console(line: str, folder: Path, variables: dict[str, str]) -> None:
+def commands(text: str) -> Iterator[tuple[str, str]]:
+    """The commands of a console block, each with what is typed after ``>>>``."""
+    for block in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+        command, *typed = block.splitlines()
+        assert all(line.startswith(">>> ") for line in typed), block
+        yield command, "".join(line.removeprefix(">>> ") + "\n" for line in typed)
+
+
+def console(line: str, typed: str, folder: Path, variables: dict[str, str]) -> None:
     if line.startswith(NOT_RUN):
         return
     command, _, target = line.partition(" > ")
     arguments = shlex.split(command)
     assert arguments[0] in {"bitqwen", "python"}, line
-    if "llama-cpp-python" in arguments:
-        pytest.importorskip("llama_cpp")
+    for option, module in (("llama-cpp-python", "llama_cpp"), ("--plot", "matplotlib")):
+        if option in arguments:
+            pytest.importorskip(module)
     program = [sys.executable, *(["-m", "bitqwen"] if arguments[0] == "bitqwen" else [])]
-    output = run([*program, *arguments[1:]], folder, variables)
+    output = run([*program, *arguments[1:]], folder, variables, typed)
     if target:
         (folder / target).write_text(output)
 
 
-def run(command: list[str], folder: Path, variables: dict[str, str]) -> str:
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_every_command_parses(page):
+    """Also those of the pages that are not run, and those within a sentence."""
+    text = page.read_text(encoding="utf-8")
+    lines = [line for language, block in blocks(page) if language != "text" for line in block.splitlines()]
+    lines += re.findall(r"^    (python .*)$", text, re.MULTILINE)
+    for line in lines:
+        for part in line.removeprefix("$ ").split(" > ")[0].split(" | "):
+            words = shlex.split(part, comments=True)
+            if words[:1] == ["bitqwen"]:
+                parse(words[1:])
+            if words[:1] == ["python"] and words[1].endswith(".py"):
+                assert (ROOT / words[1]).exists(), line
+
+
+def parse(arguments: list[str]) -> None:
+    import typer.main
+
+    from bitqwen.cli.app import app
+
+    command = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        command = command.commands[arguments.pop(0)]
+    command.make_context(command.name, arguments)
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_code_is_fenced(page):
+    """An indented block does not say what it is; what is left are commands and the options of a reference."""
+    text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"(?<=\n\n) {4}(?!\|)\S.*", text)
+    assert all(line.strip().startswith(("python ", "options:")) for line in found), found
+
+
+def run(command: list[str], folder: Path, variables: dict[str, str], typed: str = "") -> str:
     result = subprocess.run(
         command,
         cwd=folder,
@@ -84,16 +133,23 @@ def run(command: list[str], folder: Path, variables: dict[str, str]) -> str:
         capture_output=True,
         text=True,
         timeout=300,
-        stdin=subprocess.DEVNULL,
+        input=typed,
     )
     assert result.returncode == 0, (command, result.stderr)
     return result.stdout
 
 
 def test_pages_link_to_what_is_there():
-    for page in PAGES:
+    for page in [*DOCS, ROOT / "README.md"]:
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), (page.name, link)
+
+
+def test_contributing_names_files_that_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`([\w.]+/[\w./]*)`", text)) - {"build/"}
+    assert len(names) > 40
+    assert [name for name in sorted(names) if not (ROOT / name).exists()] == []
 
 
 def test_commands_of_the_migration_table_exist():
@@ -105,6 +161,55 @@ def test_commands_of_the_migration_table_exist():
     found = re.findall(r"`bitqwen (\w+)", (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8"))
     assert len(found) > 8
     assert set(found) <= set(verbs)
+
+
+def test_what_fits_is_what_the_table_says():
+    from bitqwen.cli.fits import fits
+    from bitqwen.kernels import SIZES, preset
+
+    text = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
+    for size in SIZES:
+        found = {row.scheme: row for row in fits(preset(size), 1)}
+        cells = [
+            f"{found[name].file / 1e9:.2f} / {found[name].memory / 1e9:.2f}"
+            for name in ("q8_0", "w4", "v3", "v2.5", "w2")
+        ]
+        assert f"| {size.upper()} | {' | '.join(cells)} |" in text
+
+
+def test_byte_diagrams_add_up():
+    """Sixteen rows take sixteen times a block of the file: header and chunks of each unit together."""
+    from bitqwen.gguf import TensorType, type_info
+
+    text = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| (\w+) \| (\d+) \| [^|]*: (\d+) \| (\d+) \u00d7 ([^|]+) \| (\d+) \|$", text, re.MULTILINE
+    )
+    assert len(rows) > 10
+    for name, columns, header, count, chunk, total in rows:
+        info = type_info(TensorType[name])
+        size = int(header) + int(count) * sum(map(int, chunk.strip("() ").split(" + ")))
+        assert size == int(total) == 16 * info.block_bytes, name
+        assert int(columns) == info.block_size, name
+
+
+def test_the_site_builds(tmp_path):
+    """Strictly: a page that is not in the menu, or a link or name that leads to nothing, is an error."""
+    for module in ("mkdocs", "mkdocstrings", "material"):
+        pytest.importorskip(module)
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        tmp_path / "site",
+    ]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "site" / "python-api" / "index.html").exists()
 
 
 @pytest.mark.parametrize(
