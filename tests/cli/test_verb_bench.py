@@ -126,6 +126,18 @@ def test_against_another_model(bitqwen, tiny_gguf, tiny_folder, tmp_path):
     assert rows[0]["bits_per_weight"] < rows[-1]["bits_per_weight"] == pytest.approx(16, abs=0.1)
 
 
+def test_where_the_time_goes(bitqwen, tiny_gguf):
+    result = bitqwen("bench", tiny_gguf, *TINY, "--profile")
+    assert result.returncode == 0, result.stderr
+    for words in ("where a token's time goes", "| gate_up |", "| outside |", "|a token, "):
+        assert result.stdout.count(words) == 2
+    saved = bitqwen("bench", tiny_gguf, *TINY, "--profile", "-o", "json")
+    for row in json.loads(saved.stdout)["rows"]:
+        operations = row["profile"]["operations"]
+        assert {"attention", "gate_up", "down", "head"} <= {operation["name"] for operation in operations}
+        assert 0 < sum(operation["seconds"] for operation in operations) <= row["profile"]["seconds"]
+
+
 def test_pictures(bitqwen, tiny_gguf, tmp_path):
     pytest.importorskip("matplotlib")
     picture = tmp_path / "out.svg"

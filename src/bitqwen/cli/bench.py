@@ -111,6 +111,14 @@ def bench(
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="Also show where a token's time goes, operation by operation, from one more repetition.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -147,7 +155,7 @@ def bench(
     )
     sides = _sides(models, threads, isa, scheme, kv, against or [])
     with _progress(shown=not quiet) as advance:
-        report = run(sides, chosen, repetitions=repetitions, progress=advance)
+        report = run(sides, chosen, repetitions=repetitions, profile=profile, progress=advance)
     terminal.print_line(tables.text(report, form))
     if plot is not None:
         drawn = plots.draw([report.as_json()], plot)

@@ -24,8 +24,11 @@ class SideProcess(Protocol):
 
     facts: dict[str, Any]
 
-    def run(self, test: Test) -> dict[str, Any]:
-        """One repetition: ``seconds``, ``joules`` or None, and the ``least_joules`` that mean something."""
+    def run(self, test: Test, *, profile: bool = False) -> dict[str, Any]:
+        """One repetition: ``seconds``, ``joules`` or None, the ``least_joules`` that mean something.
+
+        With ``profile`` also ``operations``, empty where the engine does not tell.
+        """
         ...
 
     def close(self) -> None:
@@ -101,9 +104,9 @@ class Worker:
             raise kind(f"{self._side.label}: {answer['error']}", hint=answer["hint"])
         return answer
 
-    def run(self, test: Test) -> dict[str, Any]:
+    def run(self, test: Test, *, profile: bool = False) -> dict[str, Any]:
         """One repetition."""
-        return self._ask(kind=test.kind, tokens=test.tokens, depth=test.depth)
+        return self._ask(kind=test.kind, tokens=test.tokens, depth=test.depth, profile=profile)
 
     def close(self) -> None:
         """Lets the process end by itself; kills it if it does not."""
@@ -125,7 +128,7 @@ class LlamaBench:
         self._side = side
         self.facts: dict[str, Any] = {"program": side.engine, "energy_reason": "not read for programs"}
 
-    def run(self, test: Test) -> dict[str, Any]:
+    def run(self, test: Test, *, profile: bool = False) -> dict[str, Any]:
         """One repetition, in a process of its own."""
         prompt, generate = (test.tokens, 0) if test.kind == "pp" else (0, test.tokens)
         command = [self._side.engine, "-m", str(self._side.model), "-t", str(self._side.threads)]
@@ -139,13 +142,14 @@ class LlamaBench:
         )
         try:
             (row,) = json.loads(result.stdout)
-            return {"seconds": test.tokens / float(row["avg_ts"]), "joules": None, "least_joules": 0.0}
+            seconds = test.tokens / float(row["avg_ts"])
         except (ValueError, KeyError, ZeroDivisionError, TypeError) as error:
             last = result.stderr.strip().splitlines()[-1:] or ["it printed nothing"]
             raise BitqwenError(
                 f"{' '.join(command)} gave no result (code {result.returncode}): {last[0]}",
                 hint="It must understand -m, -t, -p, -n, -d, -r and -o json, as llama.cpp's does.",
             ) from error
+        return {"seconds": seconds, "joules": None, "least_joules": 0.0, "operations": []}
 
     def close(self) -> None:
         """Nothing runs between repetitions."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .plan import Side, Test
+from .profiles import Profile
 
 
 @dataclass
@@ -21,6 +22,7 @@ class Row:
         joules: of each repetition, where they could be read.
         least_joules: below which their sum says nothing, because of the counter's coarse steps.
         facts: what the engine says of itself.
+        profile: one more repetition, operation by operation, if it was asked for.
         about: what the file says of itself, as :func:`bitqwen.measure.bench.models.about` gives it.
         bandwidth: the highest read bandwidth that this run measured at these threads, bytes a second.
         int8_rate: the highest int8 multiply-add rate, a second; 0 if unknown.
@@ -32,6 +34,7 @@ class Row:
     joules: list[float] = field(default_factory=list)
     least_joules: float = 0.0
     facts: dict[str, Any] = field(default_factory=dict)
+    profile: Profile | None = None
     about: dict[str, Any] = field(default_factory=dict)
     bandwidth: float = 0.0
     int8_rate: float = 0.0
@@ -127,6 +130,7 @@ class Row:
             "bandwidth_share": self.bandwidth_share,
             "int8_share": self.int8_share,
             "joules_per_token": self.joules_per_token,
+            "profile": self.profile and self.profile.as_json(),
             "energy": self.facts.get("energy") or None,
             "energy_reason": self.energy_reason or None,
         }

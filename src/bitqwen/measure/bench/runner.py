@@ -12,6 +12,7 @@ from bitqwen.measure import machine
 
 from . import models, processes
 from .plan import Side, Test, positions
+from .profiles import Profile
 from .results import Report, Row
 
 # More than any last-level cache of one socket, and a pass of it takes some 20 ms.
@@ -29,6 +30,7 @@ def run(
     *,
     repetitions: int = 5,
     read_bytes: int | None = None,
+    profile: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Measures every test on every side.
@@ -41,6 +43,7 @@ def run(
         tests: what to run on each.
         repetitions: rounds.
         read_bytes: memory that a pass of the bandwidth measurement reads; by default 512 MB.
+        profile: after the rounds, run each test once more on our own sides and time its operations.
         progress: called with what runs now, steps done and all steps.
 
     Raises:
@@ -50,7 +53,8 @@ def run(
     """
     if repetitions < 1 or not sides or not tests:
         raise UsageError("A benchmark needs a model, a test and at least one repetition.")
-    total = len(sides) * len(tests) * repetitions + len(sides)
+    ours = [side for side in sides if side.engine == "bitqwen"] if profile else []
+    total = len(sides) * len(tests) * repetitions + len(sides) + len(ours) * len(tests)
     done = 0
 
     def step(what: str) -> None:
@@ -90,6 +94,14 @@ def run(
                     if answer["joules"] is not None:
                         rows[side, test].joules.append(answer["joules"])
                         rows[side, test].least_joules = answer["least_joules"]
+        processes_of = dict(zip(sides, opened, strict=True))
+        for side in ours:
+            for test in tests:
+                step(f"operations of {test.name}: {side.label}")
+                answer = processes_of[side].run(test, profile=True)
+                rows[side, test].profile = Profile(
+                    test.tokens, answer["seconds"], tuple(answer["operations"])
+                )
     for row in rows.values():
         row.bandwidth = max(report.bandwidth[row.side.threads])
         row.int8_rate = max(report.int8_rate[row.side.threads]) if _same_isa(row.side) else 0.0

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from bitqwen.errors import ModelFileError, UsageError
 
+from .profiles import Profile
 from .results import Report, Row
 
 Format = Literal["md", "csv", "json", "jsonl"]
@@ -76,6 +77,7 @@ def markdown(report: Report) -> str:
         *("| " + " | ".join(cell(row) for _, cell in columns) + " |" for row in rows),
         "",
         *_remarks(report),
+        *(line for row in rows if row.profile for line in _profile(row, row.profile)),
     ]
     return "\n".join(lines)
 
@@ -113,6 +115,19 @@ def _remarks(report: Report) -> list[str]:
     reasons = {row.energy_reason for row in report.rows if row.side.engine == "bitqwen"}
     lines += [f"J/token: not readable here: {reason}." for reason in sorted(filter(None, reasons))]
     return lines
+
+
+def _profile(row: Row, profile: Profile) -> list[str]:
+    return [
+        "",
+        f"{row.test.name}, {row.side.label}: where a token's time goes",
+        "",
+        *profile.table(),
+        "",
+        "```text",
+        *profile.bar(),
+        "```",
+    ]
 
 
 def _engine(row: Row) -> str:

@@ -5,6 +5,7 @@ Reads commands as JSON, one a line, from stdin, and answers each with one line o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -105,24 +106,32 @@ class Bench:
     def _ids(self, count: int) -> list[int]:
         return [self._random.randrange(self._first, self._last) for _ in range(count)]
 
-    def run(self, kind: str, tokens: int, depth: int) -> dict[str, Any]:
-        """One repetition: wall seconds; joules where they can be read, and the least that mean something."""
+    def run(self, kind: str, tokens: int, depth: int, profile: bool = False) -> dict[str, Any]:
+        """One repetition: wall seconds; joules where they can be read, and the least that mean something.
+
+        With ``profile``, which only our own engine knows, also its operations.
+        """
         if self.filled < depth:
             self.engine.truncate(self.filled)
             self.engine.feed(self._ids(depth - self.filled))
         self.filled = depth
         self.engine.truncate(depth)
         ids = self._ids(tokens)
+        steps = [ids] if kind == "pp" else [[each] for each in ids]
+        measured = self.engine.model.profile() if profile and isinstance(self.engine, Bitqwen) else None
         before = self.energy.read()
-        start = time.perf_counter()
-        if kind == "pp":
-            self.engine.feed(ids)
-        else:
-            for each in ids:
-                self.engine.feed([each])
-        seconds = time.perf_counter() - start
+        with measured or contextlib.nullcontext():
+            start = time.perf_counter()
+            for step in steps:
+                self.engine.feed(step)
+            seconds = time.perf_counter() - start
         joules = self.energy.joules(before, self.energy.read())
-        return {"seconds": seconds, "joules": joules, "least_joules": self.energy.smallest}
+        return {
+            "seconds": seconds,
+            "joules": joules,
+            "least_joules": self.energy.smallest,
+            "operations": [vars(operation) for operation in measured.operations] if measured else [],
+        }
 
 
 def _version() -> str:
