@@ -7,8 +7,9 @@ RUN pip wheel --no-cache-dir --wheel-dir /wheels '.[serve]'
 
 FROM python:3.12-slim-bookworm
 RUN useradd --create-home --uid 1000 bitqwen
-COPY --from=build /wheels /wheels
-RUN pip install --no-cache-dir --no-index --find-links /wheels 'bitqwen[serve]' && rm -rf /wheels
+# Mounted, not copied: the wheels would stay in a layer of the image.
+RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
+    pip install --no-cache-dir --no-index --find-links /wheels 'bitqwen[serve]'
 USER 1000
 ENV BITQWEN_CACHE=/home/bitqwen/cache
 EXPOSE 8080

@@ -143,11 +143,11 @@ def _label(axes: Axes, x: float, y: float, text: str, above: bool = True) -> Non
 def shortest(names: Iterable[str]) -> dict[str, str]:
     """Names without what all of them begin with: ``coder-w2``, ``coder-w4`` -> ``w2``, ``w4``."""
     found = list(dict.fromkeys(names))
-    parts = [name.replace("_", "-").split("-") for name in found]
+    parts = [name.split("-") for name in found]
     same = 0
     while len(found) > 1 and all(len(p) > same + 1 for p in parts) and len({p[same] for p in parts}) == 1:
         same += 1
-    return {name: "-".join(name.replace("_", "-").split("-")[same:]) for name in found}
+    return {name: "-".join(part[same:]) for name, part in zip(found, parts, strict=True)}
 
 
 def _speed_rows(documents: Sequence[dict[str, Any]]) -> Rows:
@@ -158,6 +158,8 @@ def _speed_rows(documents: Sequence[dict[str, Any]]) -> Rows:
 
 
 def _speed(axes: Axes, documents: Sequence[dict[str, Any]]) -> None:
+    from matplotlib.ticker import NullLocator
+
     rows = _speed_rows(documents)
     short = shortest(_name(row) for row in rows)
     for style, (engine, group) in zip(itertools.cycle(_STYLES), _groups(rows, _engine), strict=False):
@@ -182,7 +184,8 @@ def _speed(axes: Axes, documents: Sequence[dict[str, Any]]) -> None:
         ylabel="tokens/s, ± one deviation",
     )
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xticks([2, 3, 4, 6, 8, 12, 16], labels=["2", "3", "4", "6", "8", "12", "16"])
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(bottom=0)
     axes.margins(y=0.15)
     axes.legend()
@@ -285,6 +288,7 @@ def _roofline(axes: Axes, documents: Sequence[dict[str, Any]]) -> None:
         xscale="log",
         yscale="log",
     )
+    axes.set_ylim(top=peak * 2)  # room for the roof's name
     axes.legend(loc="lower right")
 
 
