@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from bitqwen.cli import options, terminal
+from bitqwen.cli import measurements, options, terminal
 from bitqwen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -154,7 +152,7 @@ def bench(
         *(_numbers(text, flag) for text, flag in ((prompt, "-p"), (generate, "-n"), (depth, "-d")))
     )
     sides = _sides(models, threads, isa, scheme, kv, against or [])
-    with _progress(shown=not quiet) as advance:
+    with measurements.progress(shown=not quiet) as advance:
         report = run(sides, chosen, repetitions=repetitions, profile=profile, progress=advance)
     terminal.print_line(tables.text(report, form))
     if plot is not None:
@@ -208,17 +206,3 @@ def _numbers(text: str, flag: str) -> list[int]:
         raise UsageError(
             f"{flag} {text}: not a number.", hint=f"Numbers go with commas: {flag} 128,512"
         ) from None
-
-
-@contextlib.contextmanager
-def _progress(*, shown: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on stderr, where that is a terminal."""
-    import sys
-
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    disable = not (shown and sys.stderr.isatty())
-    with Progress(*columns, console=terminal.stderr(), transient=True, disable=disable) as bar:
-        line = bar.add_task("opening", total=None)
-        yield lambda what, done, total: bar.update(line, description=what, completed=done, total=total)

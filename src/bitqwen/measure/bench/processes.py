@@ -135,8 +135,9 @@ class LlamaBench:
         command += ["-p", str(prompt), "-n", str(generate), "-r", "1", "-o", "json"]
         if test.depth:
             command += ["-d", str(test.depth)]
-        if self._side.kv == "int8":
-            command += ["-ctk", "q8_0", "-ctv", "q8_0", "-fa", "1"]
+        if self._side.kv != "f16":
+            values = "q4_0" if self._side.kv == "q4" else "q8_0"
+            command += ["-ctk", "q8_0", "-ctv", values, "-fa", "1"]
         result = subprocess.run(
             command, capture_output=True, text=True, timeout=_LLAMA_BENCH_TIMEOUT, check=False
         )

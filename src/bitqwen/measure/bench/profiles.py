@@ -39,7 +39,7 @@ class Profile:
     @property
     def outside(self) -> float:
         """Seconds that no operation accounts for: calls from Python, copies of logits."""
-        return max(0.0, self.seconds - sum(operation["seconds"] for operation in self.operations))
+        return max(0.0, self.seconds - sum(float(operation["seconds"]) for operation in self.operations))
 
     def as_json(self) -> dict[str, Any]:
         """For scripts: totals, not per token."""
