@@ -96,7 +96,7 @@ def test_every_command_parses(page):
     """Also those of the pages that are not run, and those within a sentence."""
     text = page.read_text(encoding="utf-8")
     lines = [line for language, block in blocks(page) if language != "text" for line in block.splitlines()]
-    lines += re.findall(r"^    (python .*)$", text, re.MULTILINE)
+    lines += re.findall(r"^    ((?:bitqwen|python) .*)$", text, re.MULTILINE)
     for line in lines:
         for part in line.removeprefix("$ ").split(" > ")[0].split(" | "):
             words = shlex.split(part, comments=True)
@@ -122,7 +122,7 @@ def test_code_is_fenced(page):
     """An indented block does not say what it is; what is left are commands and the options of a reference."""
     text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     found = re.findall(r"(?<=\n\n) {4}(?!\|)\S.*", text)
-    assert all(line.strip().startswith(("python ", "options:")) for line in found), found
+    assert all(line.strip().startswith(("bitqwen ", "pip ", "python ", "options:")) for line in found), found
 
 
 def run(command: list[str], folder: Path, variables: dict[str, str], typed: str = "") -> str:
