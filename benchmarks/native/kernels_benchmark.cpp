@@ -147,7 +147,7 @@ int main(int argc, char** argv) {
                      .cols = options.k,
                      .bytes = tensor.bytes,
                      .codebook = small.codebook};
-      const PackedMatrix w = PackedMatrix::pack(tensor.view, pool);
+      const PackedMatrix w = PackedMatrix::pack(tensor.view, pool, preferred_ternary_layout(pool.size()));
       const std::vector<float> x = random_activations(columns * options.k, Shape::kNormal, random);
       ActivationBatch batch(columns, options.k);
       batch.start(columns, options.k, w.activation_group());

@@ -27,7 +27,7 @@ Isa isa_named(const std::string& name) {
 
 gguf::TensorType tensor_type(uint32_t id) {
   const gguf::TypeInfo* info = gguf::find_type(id);
-  if (!info || !find_repacker(info->type).pack_block) {
+  if (!info || !find_repacker(info->type, TernaryLayout::kTwoBits).pack_block) {
     throw Error(ErrorKind::kArgument, std::string(gguf::known_type_name(id)) + " has no kernels");
   }
   return info->type;
@@ -102,7 +102,9 @@ void bind_tuning(nb::module_& m) {
   m.def("available_cores", &available_cores, "Threads that the engine uses by default.");
   m.def(
       "packed_format",
-      [](uint32_t type) { return std::string(format_name(find_repacker(tensor_type(type)).format)); },
+      [](uint32_t type) {
+        return std::string(format_name(find_repacker(tensor_type(type), TernaryLayout::kTwoBits).format));
+      },
       "type"_a, "How plans name what a tensor type is packed to.");
   m.def(
       "check_plan", [](const std::vector<PlanRow>& rows) { kernel_plan(rows); }, "rows"_a,

@@ -38,7 +38,7 @@ Function symbol(void* handle, const std::string& path, const char* name) {
 
 // The format whose scales have these columns: TQ1_0 and TQ2_0, or Q2_0 without its fourth level.
 bool takes(const GeneratedKernel& kernel, Format format) {
-  if (format != Format::kTernary && format != Format::kQ2_0) return false;
+  if (format != Format::kTernary && format != Format::kTernary5 && format != Format::kQ2_0) return false;
   const FormatInfo& info = format_info(format);
   return kernel.cell == info.cell && kernel.unit == info.unit;
 }
@@ -57,19 +57,13 @@ bool open_rows(const PackedMatrix::Layout& w, int64_t begin, int64_t rows, int8_
       continue;
     }
     const int in_block = static_cast<int>(row % kRowBlock);
-    const uint8_t* unit = w.block(row / kRowBlock);
-    for (int64_t u = 0; u < w.units; ++u, unit += info.unit_bytes()) {
+    for (int64_t u = 0; u < w.units; ++u) {
+      const uint8_t* unit = w.unit(row / kRowBlock, u);
       scales[r * w.units + u] = load_u16(unit + 2 * in_block);
-      // Both formats have codes of two bits and no others: a byte has those of four columns 4 apart.
-      const uint8_t* bytes = unit + info.header_bytes() + 4 * in_block;
-      for (int vector = 0; vector < info.unit / 16; ++vector, bytes += 64, out += 16) {
-        for (int j = 0; j < 4; ++j) {
-          for (int i = 0; i < 4; ++i) {
-            const int code = bytes[j] >> (2 * i) & 3;
-            ternary = ternary && code != 3;
-            out[4 * i + j] = static_cast<int8_t>(code - 1);
-          }
-        }
+      for (int column = 0; column < info.unit; ++column) {
+        const int code = packed_code(info, unit, in_block, column);
+        ternary = ternary && code != 3;
+        *out++ = static_cast<int8_t>(code - 1);
       }
     }
   }

@@ -8,6 +8,7 @@ namespace {
 KernelTable make() {
   KernelTable table = avx512vnni_kernels();
   table.isa = Isa::kAvx512Vbmi;
+  table.multiply[static_cast<int>(Format::kTernary5)] = multiply_format<Format::kTernary5>;
   table.multiply[static_cast<int>(Format::kV2)] = multiply_format<Format::kV2>;
   table.multiply[static_cast<int>(Format::kV2_5)] = multiply_format<Format::kV2_5>;
   table.multiply[static_cast<int>(Format::kV3)] = multiply_format<Format::kV3>;

@@ -86,12 +86,11 @@ void multiply_codes(const PackedMatrix::Layout& w, const ActivationBatch::Layout
   OpenUnit<kFormat> open;
   for (int64_t row = row_begin; row < row_end; row += kRowBlock) {
     const int rows = static_cast<int>(row_end - row < kRowBlock ? row_end - row : kRowBlock);
-    const uint8_t* block = w.block(row / kRowBlock);
     for (int c = 0; c < x.columns; ++c) {
       for (int r = 0; r < rows; ++r) y[c * ldy + row + r] = 0.0f;
     }
     for (int64_t u = 0; u < w.units; ++u) {
-      open.open(block + u * kInfo.unit_bytes(), w.points);
+      open.open(w.unit(row / kRowBlock, u), w.points);
       for (int c = 0; c < x.columns; ++c) {
         const int begin = x.tile_begin(c);
         const int n = x.tile_size(begin);
@@ -132,15 +131,15 @@ void multiply_values(const PackedMatrix::Layout& w, const ActivationBatch::Layou
                      int64_t row_begin, int64_t row_end) {
   for (int64_t row = row_begin; row < row_end; row += kRowBlock) {
     const int rows = static_cast<int>(row_end - row < kRowBlock ? row_end - row : kRowBlock);
-    const uint8_t* block = w.block(row / kRowBlock);
     for (int c = 0; c < x.columns; ++c) {
       const int begin = x.tile_begin(c);
       const int n = x.tile_size(begin);
       const float* values = x.values + begin * x.k + (c - begin);
       float sum[kRowBlock] = {};
       for (int64_t k = 0; k < w.cols; ++k) {
+        const uint8_t* column = w.unit(row / kRowBlock, k);
         for (int r = 0; r < rows; ++r)
-          sum[r] = std::fma(packed_float(kFormat, block, r, k), values[k * n], sum[r]);
+          sum[r] = std::fma(packed_float(kFormat, column, r, 0), values[k * n], sum[r]);
       }
       for (int r = 0; r < rows; ++r) y[c * ldy + row + r] = sum[r];
     }
@@ -163,8 +162,8 @@ constexpr KernelTable kTable = {
     .multiply = {pick<Format::kF32>(), pick<Format::kF16>(), pick<Format::kBF16>(), pick<Format::kQ8_0>(),
                  pick<Format::kQ4_0>(), pick<Format::kQ4_1>(), pick<Format::kQ5_0>(), pick<Format::kQ5_1>(),
                  pick<Format::kQ2_K>(), pick<Format::kQ3_K>(), pick<Format::kQ4_K>(), pick<Format::kQ5_K>(),
-                 pick<Format::kQ6_K>(), pick<Format::kQ2_0>(), pick<Format::kTernary>(), pick<Format::kV2>(),
-                 pick<Format::kV2_5>(), pick<Format::kV3>()},
+                 pick<Format::kQ6_K>(), pick<Format::kQ2_0>(), pick<Format::kTernary>(),
+                 pick<Format::kTernary5>(), pick<Format::kV2>(), pick<Format::kV2_5>(), pick<Format::kV3>()},
 };
 
 }  // namespace

@@ -138,23 +138,29 @@ void multiply(const PackedMatrix& w, const ActivationBatch& x, float* y, int64_t
 }
 
 int64_t default_rows(const PackedMatrix::Layout& w, int columns, const KernelTable& kernels) {
-  const int64_t blocks = (w.rows + kRowBlock - 1) / kRowBlock;
   // Decode: enough bytes for a memory stream to get up to speed. Prefill: weights that stay in the
   // second-level cache while tile after tile of activations passes over them.
   const int64_t bytes = columns <= kernels.tile_columns ? int64_t{64} << 10 : int64_t{256} << 10;
-  return std::clamp<int64_t>(bytes / w.block_bytes, 1, blocks) * kRowBlock;
+  // Whole groups of row blocks: only these are one stream.
+  const int64_t grain = std::max<int64_t>(bytes / w.block_bytes / kGroupBlocks, 1) * kGroupBlocks;
+  return std::min(grain, w.blocks()) * kRowBlock;
 }
 
 int64_t preferred_rows(const PackedMatrix& w, int columns) {
   const PackedMatrix::Layout& weights = w.layout();
   const int64_t chosen = choice_of(weights, columns).rows;
   if (chosen == 0) return default_rows(weights, columns, kernels_for(weights, columns));
-  return std::min(chosen, (weights.rows + kRowBlock - 1) / kRowBlock * kRowBlock);
+  return std::min(chosen, weights.blocks() * kRowBlock);
 }
 
 int preferred_tile(const PackedMatrix& w, int columns) {
   const int chosen = choice_of(w.layout(), columns).tile_columns;
   return chosen > 0 ? chosen : kernels_for(w.layout(), columns).tile_columns;
+}
+
+TernaryLayout preferred_ternary_layout(int threads) {
+  return threads > 1 && current_isa() == Isa::kAvx512Vbmi ? TernaryLayout::kFiveInByte
+                                                          : TernaryLayout::kTwoBits;
 }
 
 }  // namespace bitqwen

@@ -52,4 +52,8 @@ int64_t preferred_rows(const PackedMatrix& w, int columns);
 /// the narrowest of them.
 int preferred_tile(const PackedMatrix& w, int columns);
 
+/// The layout of ternary weights for the live instruction set: five trits a byte where look-ups open them and
+/// several threads have less bandwidth each than one has arithmetic; two bits elsewhere.
+TernaryLayout preferred_ternary_layout(int threads);
+
 }  // namespace bitqwen

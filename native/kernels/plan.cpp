@@ -13,8 +13,8 @@ constexpr int64_t kMostRows = int64_t{1} << 32;
 
 // Indexed by Format.
 constexpr std::array<std::string_view, kFormatCount> kNames = {
-    "F32",  "F16",  "BF16", "Q8_0", "Q4_0", "Q4_1",    "Q5_0", "Q5_1", "Q2_K",
-    "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q2_0", "ternary", "V2",   "V2_5", "V3",
+    "F32",  "F16",  "BF16", "Q8_0", "Q4_0",    "Q4_1",    "Q5_0", "Q5_1", "Q2_K", "Q3_K",
+    "Q4_K", "Q5_K", "Q6_K", "Q2_0", "ternary", "ternary", "V2",   "V2_5", "V3",
 };
 static_assert(!kNames.back().empty());
 
@@ -56,9 +56,9 @@ void KernelPlan::apply(std::span<PackedMatrix* const> product, ThreadPool& pool)
   if (empty()) return;
   for (PackedMatrix* matrix : product) {
     const PackedMatrix::Layout& layout = matrix->layout();
-    ProductKey key{layout.format, 0, layout.cols, Batch::kOne};
+    ProductKey key{format_named(format_name(layout.format)), 0, layout.cols, Batch::kOne};
     for (const PackedMatrix* other : product) {
-      if (other->layout().format == layout.format) key.rows += other->rows();
+      if (format_name(other->layout().format) == format_name(layout.format)) key.rows += other->rows();
     }
     for (int batch = 0; batch < kBatchKinds; ++batch) {
       key.batch = static_cast<Batch>(batch);

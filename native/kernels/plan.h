@@ -19,9 +19,10 @@
 
 namespace bitqwen {
 
-/// "Q4_K", "ternary", ...: how a plan names a packed format.
+/// "Q4_K", "ternary", ...: how a plan names a packed format. The layouts of ternary weights share a name:
+/// the number of threads, for which a plan is made, says which of them it is.
 std::string_view format_name(Format format);
-/// Throws Error(kArgument) for a name that no format has.
+/// The first format of that name. Throws Error(kArgument) for a name that no format has.
 Format format_named(std::string_view name);
 
 /// What a product is: all matrices of one packed format that one loop multiplies with the same activations.

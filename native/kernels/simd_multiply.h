@@ -262,6 +262,51 @@ BITQWEN_INLINE void add_codebook_unit(const uint8_t* unit, int row, const typena
   });
 }
 
+/// The same for bytes of five trits.
+template <class R, Format kFormat, int kColumns>
+BITQWEN_INLINE void add_trit_unit(const uint8_t* unit, int row, const typename R::TritTables& tables,
+                                  const TileView& x, typename R::Floats (&sums)[kColumns]) {
+  constexpr FormatInfo kInfo = format_info(kFormat);
+  constexpr int kCellSteps = kInfo.cell / 4;
+  constexpr bool kInPlace = V::kTritsInPlace && V::kSumsInPlace && kColumns <= 3;
+  constexpr int kPlaces = kInPlace ? 4 : 1;
+  using Dot = typename R::template Dot<2>;
+  using Floats = typename R::Floats;
+  const uint8_t* bytes = unit + kInfo.header_bytes() + 4 * row;
+  const Floats scale = R::from_half(unit + 2 * row);
+  Dot dot[kColumns][kPlaces];
+  typename R::Trits trits;
+  for (int i = 0; i < kInfo.unit_bytes(); i += 64) V::prefetch(unit + kPrefetchBytes + i);
+  unrolled<kInfo.unit / 4>([&](auto index) BITQWEN_INLINE_LAMBDA {
+    constexpr int kStep = decltype(index)::value;
+    constexpr int kInCell = kStep % kCellSteps;
+    constexpr int kDigit = kStep % kInfo.trits;
+    constexpr int kPlace = kInPlace && kDigit > 0 ? kDigit - 1 : 0;
+    const int at = kStep / kCellSteps * kColumns;  // of the cell's values, one a column
+    if constexpr (kInCell == 0) {
+      unrolled<kColumns>([&](auto c) BITQWEN_INLINE_LAMBDA {
+        dot[c][0].template start<kInfo.offset>(x.offsets + at + c);
+        for (int p = 1; p < kPlaces; ++p) dot[c][p].template start<0>(x.offsets);
+      });
+    }
+    if constexpr (kDigit == 0) trits = R::open_trits(tables, bytes + 64 * (kStep / kInfo.trits));
+    const typename R::Bytes codes = R::template trit<kDigit, kInPlace>(trits);
+    unrolled<kColumns>([&](auto c) BITQWEN_INLINE_LAMBDA {
+      dot[c][kPlace].template add<kInCell>(codes, R::quad(x.codes + 4 * (kStep * kColumns + c)));
+    });
+    if constexpr (kInCell == kCellSteps - 1) {
+      unrolled<kColumns>([&](auto c) BITQWEN_INLINE_LAMBDA {
+        unrolled<kPlaces - 1>([&](auto place) BITQWEN_INLINE_LAMBDA {
+          constexpr int kOther = decltype(place)::value + 1;
+          dot[c][0].template add_shifted<2 * kOther>(dot[c][kOther]);
+        });
+        const Floats value = dot[c][0].template value<kInfo.offset>(x.offsets + at + c);
+        sums[c] = R::fma(R::mul(value, scale), R::broadcast(x.scales + at + c), sums[c]);
+      });
+    }
+  });
+}
+
 /// Stores R's rows at y, of which only `rows` are wanted.
 template <class R>
 BITQWEN_INLINE void store_rows(const typename R::Floats& sums, float* y, int64_t rows) {
@@ -274,6 +319,39 @@ BITQWEN_INLINE void store_rows(const typename R::Floats& sums, float* y, int64_t
   for (int r = 0; r < rows; ++r) y[r] = all[r];
 }
 
+/// A group of row blocks, stripe after stripe: add(unit, part, from, to, sums) adds the units [from, to) of
+/// R's rows of a block, of which `unit` is the first and `part` the first row.
+template <class R, int kColumns, class Add>
+BITQWEN_INLINE void multiply_groups(const PackedMatrix::Layout& w, int tile, float* y, int64_t ldy,
+                                    int64_t row_begin, int64_t row_end, Add&& add) {
+  constexpr int kParts = kRowBlock / R::kRows;
+  const int64_t stripe = w.stripe_units(), last = (row_end + kRowBlock - 1) / kRowBlock;
+  typename R::Floats sums[kGroupBlocks][kParts][kColumns];
+  for (int64_t begin = row_begin / kRowBlock, end; begin < last; begin = end) {
+    end = begin / kGroupBlocks * kGroupBlocks + kGroupBlocks;
+    if (end > last) end = last;
+    for (int64_t from = 0; from < w.units; from += stripe) {
+      const int64_t to = from + stripe < w.units ? from + stripe : w.units;
+      for (int64_t block = begin; block < end; ++block) {
+        const uint8_t* unit = w.unit(block, from);
+        for (int p = 0; p < kParts; ++p) {
+          typename R::Floats now[kColumns];
+          for (int c = 0; c < kColumns; ++c) now[c] = from == 0 ? R::zero() : sums[block - begin][p][c];
+          add(unit, p * R::kRows, from, to, now);
+          for (int c = 0; c < kColumns; ++c) sums[block - begin][p][c] = now[c];
+        }
+      }
+    }
+    for (int64_t block = begin; block < end; ++block) {
+      for (int p = 0; p < kParts; ++p) {
+        const int64_t row = block * kRowBlock + p * R::kRows;
+        for (int c = 0; c < kColumns; ++c)
+          store_rows<R>(sums[block - begin][p][c], y + (tile + c) * ldy + row, row_end - row);
+      }
+    }
+  }
+}
+
 template <Format kFormat, int kColumns>
 void multiply_tile(const PackedMatrix::Layout& w, const ActivationBatch::Layout& x, int tile, float* y,
                    int64_t ldy, int64_t row_begin, int64_t row_end) {
@@ -281,23 +359,23 @@ void multiply_tile(const PackedMatrix::Layout& w, const ActivationBatch::Layout&
   using R = TileRows<kColumns>;
   [[maybe_unused]] typename R::PointTables tables;
   if constexpr (kInfo.has_codebook()) tables = R::template load_points<kInfo.high_bits>(w.points);
-  for (int64_t block = row_begin; block < row_end; block += kRowBlock) {
-    for (int part = 0; part < kRowBlock; part += R::kRows) {
-      const uint8_t* unit = w.block(block / kRowBlock);
-      typename R::Floats sums[kColumns];
-      for (auto& sum : sums) sum = R::zero();
-      for (int64_t u = 0; u < w.units; ++u, unit += kInfo.unit_bytes()) {
-        const TileView view = tile_view<kFormat>(x, tile, kColumns, u * kInfo.unit);
-        if constexpr (kInfo.has_codebook()) {
-          add_codebook_unit<R, kFormat, kColumns>(unit, part, tables, view, sums);
-        } else {
-          add_unit<R, kFormat, kColumns>(unit, part, view, sums);
-        }
-      }
-      const int64_t row = block + part;
-      for (int c = 0; c < kColumns; ++c) store_rows<R>(sums[c], y + (tile + c) * ldy + row, row_end - row);
-    }
-  }
+  [[maybe_unused]] typename R::TritTables trit_tables;
+  if constexpr (kInfo.has_trits()) trit_tables = R::load_trits();
+  multiply_groups<R, kColumns>(
+      w, tile, y, ldy, row_begin, row_end,
+      [&](const uint8_t* unit, int part, int64_t from, int64_t to, typename R::Floats(&sums)[kColumns])
+          BITQWEN_INLINE_LAMBDA {
+            for (int64_t u = from; u < to; ++u, unit += kInfo.unit_bytes()) {
+              const TileView view = tile_view<kFormat>(x, tile, kColumns, u * kInfo.unit);
+              if constexpr (kInfo.has_codebook()) {
+                add_codebook_unit<R, kFormat, kColumns>(unit, part, tables, view, sums);
+              } else if constexpr (kInfo.has_trits()) {
+                add_trit_unit<R, kFormat, kColumns>(unit, part, trit_tables, view, sums);
+              } else {
+                add_unit<R, kFormat, kColumns>(unit, part, view, sums);
+              }
+            }
+          });
 }
 
 // -------------------------------------------------------------------------------------- float weights
@@ -318,22 +396,20 @@ void multiply_values_tile(const PackedMatrix::Layout& w, const ActivationBatch::
                           int64_t ldy, int64_t row_begin, int64_t row_end) {
   constexpr int kColumnBytes = format_info(kFormat).unit_bytes();
   using R = TileRows<kColumns>;
-  for (int64_t block = row_begin; block < row_end; block += kRowBlock) {
-    for (int part = 0; part < kRowBlock; part += R::kRows) {
-      const uint8_t* weights = w.block(block / kRowBlock) + part * kColumnBytes / kRowBlock;
-      const float* values = x.values + tile * x.k;
-      typename R::Floats sums[kColumns];
-      for (auto& sum : sums) sum = R::zero();
-      for (int64_t k = 0; k < w.cols; ++k, weights += kColumnBytes, values += kColumns) {
-        V::prefetch(weights + kPrefetchBytes);
-        const typename R::Floats now = column_values<R, kFormat>(weights);
-        unrolled<kColumns>(
-            [&](auto c) BITQWEN_INLINE_LAMBDA { sums[c] = R::fma(now, R::broadcast(values + c), sums[c]); });
-      }
-      const int64_t row = block + part;
-      for (int c = 0; c < kColumns; ++c) store_rows<R>(sums[c], y + (tile + c) * ldy + row, row_end - row);
-    }
-  }
+  multiply_groups<R, kColumns>(
+      w, tile, y, ldy, row_begin, row_end,
+      [&](const uint8_t* unit, int part, int64_t from, int64_t to, typename R::Floats(&sums)[kColumns])
+          BITQWEN_INLINE_LAMBDA {
+            const uint8_t* weights = unit + part * kColumnBytes / kRowBlock;
+            const float* values = x.values + tile * x.k + from * kColumns;
+            for (int64_t k = from; k < to; ++k, weights += kColumnBytes, values += kColumns) {
+              V::prefetch(weights + kPrefetchBytes);
+              const typename R::Floats now = column_values<R, kFormat>(weights);
+              unrolled<kColumns>([&](auto c) BITQWEN_INLINE_LAMBDA {
+                sums[c] = R::fma(now, R::broadcast(values + c), sums[c]);
+              });
+            }
+          });
 }
 
 // -------------------------------------------------------------------------------------------- the table

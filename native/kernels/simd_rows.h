@@ -7,6 +7,7 @@
 //   from_bfloat16,
 //                                         from_u8, from_s8, add_constant, negate, mul, fma
 //   PointTables  a codebook               load_points, points
+//   Trits    bytes of five trits          load_trits, open_trits, trit: the codes of digit after digit
 //   Quad     4 activations, for all rows  quad
 //   Dot<b>   sums of products of codes of b bits, exact:
 //              start<offset>(sum)     before the first step; sum points at minus the sum of the activations
@@ -100,6 +101,24 @@ struct Rows {
       out[0].v[i] = both[0];
       out[1].v[i] = both[1];
     }
+  }
+  using TritTables = typename Lanes::TritTables;
+  struct Trits {
+    typename Lanes::Trits v[kCount];
+  };
+  BITQWEN_ROWS TritTables load_trits() { return Lanes::load_trits(); }
+  BITQWEN_ROWS Trits open_trits(const TritTables& tables, const uint8_t* p) {
+    Trits out;
+    for (int i = 0; i < kCount; ++i)
+      out.v[i] = Lanes::open_trits(tables, Lanes::load(p + 4 * Lanes::kRows * i));
+    return out;
+  }
+  /// The codes of digit kDigit, 0 to 4 in this order; kInPlace: where they lie in the byte.
+  template <int kDigit, bool kInPlace>
+  BITQWEN_ROWS Bytes trit(Trits& trits) {
+    Bytes out;
+    for (int i = 0; i < kCount; ++i) out.v[i] = Lanes::template trit<kDigit, kInPlace>(trits.v[i]);
+    return out;
   }
   BITQWEN_ROWS Quad quad(const int8_t* p) { return Lanes::quad(p); }
 

@@ -100,6 +100,27 @@ struct Lanes256 {
     }
   }
 
+  // Multiplied by three, a byte carries its next trit out of its top. What is kept is one less than the
+  // byte (but not less than zero): the averages, which round up, then find where the carry changes.
+  struct TritTables {};
+  struct Trits {
+    Bytes rest;
+  };
+  BITQWEN_LANES TritTables load_trits() { return {}; }
+  BITQWEN_LANES Trits open_trits(const TritTables&, Bytes v) {
+    return {_mm256_subs_epu8(v, _mm256_set1_epi8(1))};
+  }
+  template <int kDigit, bool kInPlace>
+  BITQWEN_LANES Bytes trit(Trits& trits) {
+    const Bytes rest = trits.rest;
+    const Bytes code = field<2, 6>(_mm256_avg_epu8(rest, _mm256_avg_epu8(rest, _mm256_setzero_si256())));
+    if constexpr (kDigit < 4) {
+      const Bytes twice = _mm256_add_epi8(rest, _mm256_add_epi8(rest, _mm256_set1_epi8(2)));
+      trits.rest = _mm256_add_epi8(rest, twice);
+    }
+    return code;
+  }
+
   BITQWEN_LANES Ints zero_ints() { return _mm256_setzero_si256(); }
   BITQWEN_LANES Ints broadcast_int(const int32_t* p) { return _mm256_set1_epi32(*p); }
   BITQWEN_LANES Ints add16(Ints a, Ints b) { return _mm256_add_epi16(a, b); }
@@ -145,6 +166,7 @@ struct Lanes256 {
 struct V {
   using Lanes = Lanes256;
   static constexpr int kTileColumns = 6;
+  static constexpr bool kTritsInPlace = false;
   /// Registers of rows for a tile of kColumns: more columns leave less room for rows.
   static constexpr int registers(int columns) { return columns <= 2 ? 2 : 1; }
 #if defined(BITQWEN_DPBUSD256)

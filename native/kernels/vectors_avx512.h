@@ -12,6 +12,27 @@
 namespace bitqwen {
 namespace {
 
+#if defined(__AVX512VBMI__)
+/// What each byte of five trits stands for: the code of the first, and the codes of the others.
+struct TritCodes {
+  alignas(64) uint8_t first[256] = {};
+  alignas(64) uint8_t others[256] = {};
+};
+constexpr TritCodes make_trit_codes() {
+  TritCodes codes;
+  for (int byte = 0; byte < 256; ++byte) {
+    int rest = byte * 3;
+    codes.first[byte] = static_cast<uint8_t>(rest >> 8);
+    for (int digit = 0; digit < 4; ++digit) {
+      rest = rest % 256 * 3;
+      codes.others[byte] = static_cast<uint8_t>(codes.others[byte] | rest >> 8 << 2 * digit);
+    }
+  }
+  return codes;
+}
+constexpr TritCodes kTritCodes = make_trit_codes();
+#endif
+
 struct Lanes512 {
 #define BITQWEN_LANES static BITQWEN_INLINE
   using Bytes = __m512i;
@@ -75,7 +96,64 @@ struct Lanes512 {
     }
     for (int dim = 0; dim < 2; ++dim) out[dim] = _mm512_permutexvar_epi8(code, tables.dims[dim]);
   }
+
+  // One look-up of the byte gives the first trit's code, one the others', at bits 0, 2, 4 and 6.
+  struct TritTables {
+    Bytes first[4];
+    Bytes others[4];
+  };
+  struct Trits {
+    Bytes first;
+    Bytes others;
+  };
+  BITQWEN_LANES TritTables load_trits() {
+    TritTables tables;
+    for (int i = 0; i < 4; ++i) {
+      tables.first[i] = load(kTritCodes.first + 64 * i);
+      tables.others[i] = load(kTritCodes.others + 64 * i);
+    }
+    return tables;
+  }
+  BITQWEN_LANES Bytes look_up(const Bytes (&table)[4], Bytes index, __mmask64 upper) {
+    const Bytes low = _mm512_permutex2var_epi8(table[0], index, table[1]);
+    return _mm512_mask_mov_epi8(low, upper, _mm512_permutex2var_epi8(table[2], index, table[3]));
+  }
+  BITQWEN_LANES Trits open_trits(const TritTables& tables, Bytes v) {
+    const __mmask64 upper = _mm512_movepi8_mask(v);
+    return {look_up(tables.first, v, upper), look_up(tables.others, v, upper)};
+  }
+  template <int kDigit, bool kInPlace>
+  BITQWEN_LANES Bytes trit(Trits& trits) {
+    if constexpr (kDigit == 0) {
+      return trits.first;
+    } else if constexpr (kInPlace) {
+      return field_in_place<2, 2 * (kDigit - 1)>(trits.others);
+    } else {
+      return field<2, 2 * (kDigit - 1)>(trits.others);
+    }
+  }
 #else
+  // Multiplied by three, a byte carries its next trit out of its top. What is kept is one less than the
+  // byte (but not less than zero): the averages, which round up, then find where the carry changes.
+  struct TritTables {};
+  struct Trits {
+    Bytes rest;
+  };
+  BITQWEN_LANES TritTables load_trits() { return {}; }
+  BITQWEN_LANES Trits open_trits(const TritTables&, Bytes v) {
+    return {_mm512_subs_epu8(v, _mm512_set1_epi8(1))};
+  }
+  template <int kDigit, bool kInPlace>
+  BITQWEN_LANES Bytes trit(Trits& trits) {
+    const Bytes rest = trits.rest;
+    const Bytes code = field<2, 6>(_mm512_avg_epu8(rest, _mm512_avg_epu8(rest, _mm512_setzero_si512())));
+    if constexpr (kDigit < 4) {
+      const Bytes twice = _mm512_add_epi8(rest, _mm512_add_epi8(rest, _mm512_set1_epi8(2)));
+      trits.rest = _mm512_add_epi8(rest, twice);
+    }
+    return code;
+  }
+
   // Of each coordinate the bytes of codes 16 i to 16 i + 15. Mirrored codebooks: of the codes whose sign is
   // set, because flip() gives zero for those and 63 for the others.
   struct PointTables {
@@ -166,6 +244,11 @@ struct Lanes512 {
 struct V {
   using Lanes = Lanes512;
   static constexpr int kTileColumns = 8;
+#if defined(__AVX512VBMI__)
+  static constexpr bool kTritsInPlace = true;
+#else
+  static constexpr bool kTritsInPlace = false;
+#endif
   static constexpr int registers(int) { return 1; }
 #if defined(__AVX512VNNI__)
   static constexpr bool kSumsInPlace = true;

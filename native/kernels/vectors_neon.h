@@ -103,6 +103,20 @@ struct Lanes128 {
     return vreinterpretq_s8_s32(vdupq_n_s32(four));
   }
 
+  // Multiplied by three, a byte carries its next trit out of its top.
+  struct TritTables {};
+  struct Trits {
+    Bytes rest;
+  };
+  BITQWEN_LANES TritTables load_trits() { return {}; }
+  BITQWEN_LANES Trits open_trits(const TritTables&, Bytes v) { return {v}; }
+  template <int kDigit, bool kInPlace>
+  BITQWEN_LANES Bytes trit(Trits& trits) {
+    const Bytes rest = trits.rest;
+    if constexpr (kDigit < 4) trits.rest = vaddq_u8(rest, vaddq_u8(rest, rest));
+    return vshrq_n_u8(vhaddq_u8(rest, vshrq_n_u8(rest, 1)), 6);
+  }
+
   struct PointTables {
     uint8x16x4_t dims[2];
   };
@@ -159,6 +173,7 @@ struct Lanes128 {
 struct V {
   using Lanes = Lanes128;
   static constexpr int kTileColumns = 6;
+  static constexpr bool kTritsInPlace = false;
   /// Registers of rows for a tile of kColumns: more columns leave less room for rows.
   static constexpr int registers(int columns) { return columns <= 2 ? 4 : 2; }
   static constexpr bool kSumsInPlace = false;  // the dot product takes signed bytes only

@@ -34,7 +34,7 @@ PackedMatrix random_matrix(gguf::TensorType type, int64_t rows, int64_t cols, ui
         tensor.bytes[i] &= static_cast<uint8_t>(~(tensor.bytes[i] >> 1 & 0x55));
     }
   }
-  return PackedMatrix::pack(tensor.view, pool).repeated(rows, pool);
+  return PackedMatrix::pack(tensor.view, pool, preferred_ternary_layout(pool.size())).repeated(rows, pool);
 }
 
 }  // namespace

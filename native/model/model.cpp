@@ -51,7 +51,7 @@ class Loader {
 
   PackedMatrix matrix(const std::string& name, int64_t rows, int64_t cols) {
     const gguf::TensorView tensor = view(name, {cols, rows});
-    PackedMatrix packed = PackedMatrix::pack(tensor, pool_);
+    PackedMatrix packed = PackedMatrix::pack(tensor, pool_, preferred_ternary_layout(pool_.size()));
     file_.release(tensor);
     return packed;
   }

@@ -15,6 +15,12 @@ namespace bitqwen {
 constexpr int packed_code(const FormatInfo& f, const uint8_t* unit, int row, int column) {
   const uint8_t* chunk = unit + f.header_bytes() + column / f.chunk_codes() * f.chunk_bytes();
   const int in_chunk = column % f.chunk_codes();
+  if (f.has_trits()) {
+    const int step = in_chunk / 4;
+    uint8_t rest = chunk[step / f.trits * 64 + row * 4 + in_chunk % 4];
+    for (int digit = step % f.trits; digit > 0; --digit) rest = static_cast<uint8_t>(rest * 3);
+    return rest * 3 >> 8;
+  }
   const auto plane = [&](const uint8_t* p, int bits) {
     const int per_vector = 32 / bits;  // columns
     const uint8_t byte = p[in_chunk / per_vector * 64 + row * 4 + in_chunk % 4];

@@ -58,15 +58,26 @@ struct PackedMatrix::Layout {
   Format format = Format::kF32;
   int64_t rows = 0;
   int64_t cols = 0;
-  int64_t units = 0;                                  // of a row block: cols / unit
-  int64_t block_bytes = 0;                            // of a row block: units * unit_bytes
-  PackedBuffer buffer;                                // ceil(rows / kRowBlock) row blocks
-  CodePoints points;                                  // of codebook formats
+  int64_t units = 0;        // of a row block: cols / unit
+  int64_t block_bytes = 0;  // of a row block: units * unit_bytes
+  PackedBuffer buffer;      // ceil(rows / kRowBlock) row blocks, in groups of kGroupBlocks
+  CodePoints points;        // of codebook formats
   std::array<KernelChoice, kBatchKinds> choices;      // indexed by Batch
   std::shared_ptr<const GeneratedWeights> generated;  // the same weights again, as a generated kernel wants
 
   const FormatInfo& info() const { return format_info(format); }
-  const uint8_t* block(int64_t index) const { return buffer.data() + index * block_bytes; }
+  int64_t blocks() const { return (rows + kRowBlock - 1) / kRowBlock; }
+  int64_t stripe_units() const { return kStripe / info().unit; }
+  int64_t unit_offset(int64_t block, int64_t unit) const {
+    const int64_t first = block / kGroupBlocks * kGroupBlocks;  // of the group
+    const int64_t together = blocks() - first < kGroupBlocks ? blocks() - first : kGroupBlocks;
+    const int64_t begin = unit / stripe_units() * stripe_units();  // of the stripe
+    const int64_t length = units - begin < stripe_units() ? units - begin : stripe_units();
+    const int64_t before = first * units + together * begin + (block - first) * length;
+    return (before + unit - begin) * info().unit_bytes();
+  }
+  /// Unit `unit` of row block `block`. Those behind it follow without a gap as far as the stripe goes.
+  const uint8_t* unit(int64_t block, int64_t unit) const { return buffer.data() + unit_offset(block, unit); }
 };
 
 }  // namespace bitqwen

@@ -1,6 +1,7 @@
 #include "weights/packed_matrix.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <new>
 #include <string>
@@ -105,8 +106,8 @@ int64_t PackedMatrix::cols() const { return layout_->cols; }
 int64_t PackedMatrix::bytes() const { return layout_->buffer.bytes(); }
 int PackedMatrix::activation_group() const { return layout_->info().group; }
 
-PackedMatrix PackedMatrix::pack(const gguf::TensorView& tensor, ThreadPool& pool) {
-  const Repacker repack = find_repacker(tensor.type);
+PackedMatrix PackedMatrix::pack(const gguf::TensorView& tensor, ThreadPool& pool, TernaryLayout ternary) {
+  const Repacker repack = find_repacker(tensor.type, ternary);
   if (!repack.pack_block) {
     throw Error(ErrorKind::kUnsupported,
                 "tensor \"" + tensor.name + "\" has type " +
@@ -131,13 +132,22 @@ PackedMatrix PackedMatrix::pack(const gguf::TensorView& tensor, ThreadPool& pool
 
   // A piece of about a huge page, so that each is touched first by one thread.
   const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 20) / target.block_bytes);
+  std::atomic<bool> fits{true};
   pool.parallel_for(blocks, grain, [&](int64_t begin, int64_t end, int) {
     for (int64_t b = begin; b < end; ++b) {
       const int rows = static_cast<int>(std::min<int64_t>(kRowBlock, tensor.rows - b * kRowBlock));
-      repack.pack_block(tensor.row(b * kRowBlock), tensor.row_bytes(), rows, target.units,
-                        target.buffer.data() + b * target.block_bytes);
+      const int64_t stripe = target.stripe_units();
+      for (int64_t u = 0; u < target.units; u += stripe) {
+        const uint8_t* source = tensor.row(b * kRowBlock) + tensor.row_bytes() / target.units * u;
+        if (!repack.pack_block(source, tensor.row_bytes(), rows, std::min(stripe, target.units - u),
+                               target.buffer.data() + target.unit_offset(b, u))) {
+          fits.store(false, std::memory_order_relaxed);
+          return;
+        }
+      }
     }
   });
+  if (!fits) return pack(tensor, pool, TernaryLayout::kTwoBits);
   return matrix;
 }
 
@@ -149,20 +159,22 @@ PackedMatrix PackedMatrix::blank(Format format, int64_t rows, int64_t cols) {
   layout->cols = cols;
   layout->units = cols / info.unit;
   layout->block_bytes = layout->units * info.unit_bytes();
-  layout->buffer = PackedBuffer((rows + kRowBlock - 1) / kRowBlock * layout->block_bytes);
+  layout->buffer = PackedBuffer(layout->blocks() * layout->block_bytes);
   return PackedMatrix(std::move(layout));
 }
 
 PackedMatrix PackedMatrix::repeated(int64_t rows, ThreadPool& pool) const {
   PackedMatrix copy = blank(layout_->format, rows, layout_->cols);
-  copy.layout().points = layout_->points;
-  const int64_t ours = (layout_->rows + kRowBlock - 1) / kRowBlock;
-  const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
-  uint8_t* target = copy.layout().buffer.data();
+  Layout& target = copy.layout();
+  target.points = layout_->points;
   const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 20) / layout_->block_bytes);
-  pool.parallel_for(blocks, grain, [&](int64_t begin, int64_t end, int) {
+  pool.parallel_for(target.blocks(), grain, [&](int64_t begin, int64_t end, int) {
     for (int64_t b = begin; b < end; ++b) {
-      std::memcpy(target + b * layout_->block_bytes, layout_->block(b % ours), layout_->block_bytes);
+      for (int64_t u = 0; u < target.units; u += target.stripe_units()) {
+        const int64_t together = std::min(target.stripe_units(), target.units - u);
+        std::memcpy(target.buffer.data() + target.unit_offset(b, u), layout_->unit(b % layout_->blocks(), u),
+                    static_cast<size_t>(together * target.info().unit_bytes()));
+      }
     }
   });
   return copy;
@@ -170,17 +182,17 @@ PackedMatrix PackedMatrix::repeated(int64_t rows, ThreadPool& pool) const {
 
 void PackedMatrix::dequantize_row(int64_t row, float* out) const {
   const FormatInfo& info = layout_->info();
-  const uint8_t* block = layout_->block(row / kRowBlock);
   const int in_block = static_cast<int>(row % kRowBlock);
-  if (info.is_float()) {
-    for (int64_t c = 0; c < layout_->cols; ++c) out[c] = packed_float(info.format, block, in_block, c);
-    return;
-  }
-  for (int64_t u = 0; u < layout_->units; ++u, block += info.unit_bytes()) {
+  for (int64_t u = 0; u < layout_->units; ++u) {
+    const uint8_t* unit = layout_->unit(row / kRowBlock, u);
+    if (info.is_float()) {
+      out[u] = packed_float(info.format, unit, in_block, 0);
+      continue;
+    }
     for (int cell = 0; cell < info.cells(); ++cell) {
-      const CellScale scale = packed_scale(info, block, in_block, cell);
+      const CellScale scale = packed_scale(info, unit, in_block, cell);
       for (int i = 0; i < info.cell; ++i) {
-        const int level = packed_level(info, layout_->points, block, in_block, cell * info.cell + i);
+        const int level = packed_level(info, layout_->points, unit, in_block, cell * info.cell + i);
         const float product = scale.scale * static_cast<float>(level);
         *out++ = info.has_minimum() ? product - scale.minimum : product;
       }

@@ -16,10 +16,15 @@ namespace bitqwen {
 /// Rows of one block of the packed layout; work is split between threads in multiples of it.
 constexpr int kRowBlock = 16;
 
+/// How ternary types lie in memory: codes of two bits open faster, five to a byte are a sixth fewer bytes.
+enum class TernaryLayout : uint8_t { kTwoBits, kFiveInByte };
+
 class PackedMatrix {
  public:
   /// Packs `tensor` with all threads of `pool`. Throws Error(kUnsupported) for a type without kernels.
-  static PackedMatrix pack(const gguf::TensorView& tensor, ThreadPool& pool);
+  /// A TQ2_0 tensor with the code 3, which is no trit, gets two bits whatever `ternary` says.
+  static PackedMatrix pack(const gguf::TensorView& tensor, ThreadPool& pool,
+                           TernaryLayout ternary = TernaryLayout::kTwoBits);
 
   /// A matrix whose bytes are all zero, to be filled by kernels/ and weights/.
   static PackedMatrix blank(Format format, int64_t rows, int64_t cols);

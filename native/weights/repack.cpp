@@ -234,9 +234,24 @@ void write_plane(const uint32_t* words, int shift, uint8_t* target) {
   }
 }
 
-template <class Reader>
-void pack_codes(const uint8_t* source, int64_t row_bytes, int rows, int64_t units, uint8_t* block) {
-  constexpr FormatInfo kInfo = format_info(Reader::kFormat);
+// One row's bytes of five trits, from codes in column order. False: a code is no trit.
+template <int kUnit>
+bool write_trits(const uint8_t* codes, uint8_t* target) {
+  uint8_t largest = 0;
+  for (int i = 0; i < kUnit; ++i) largest = largest < codes[i] ? codes[i] : largest;
+  for (int from = 0; from < kUnit; from += 20, target += 64) {
+    for (int j = 0; j < 4; ++j) {
+      int number = 0;
+      for (int n = 0; n < 5; ++n) number = 3 * number + (from + 4 * n < kUnit ? codes[from + 4 * n + j] : 0);
+      target[j] = static_cast<uint8_t>((number * 256 + 242) / 243);
+    }
+  }
+  return largest < 3;
+}
+
+template <class Reader, Format kFormat = Reader::kFormat>
+bool pack_codes(const uint8_t* source, int64_t row_bytes, int rows, int64_t units, uint8_t* block) {
+  constexpr FormatInfo kInfo = format_info(kFormat);
   constexpr int kHalves = kInfo.has_minimum() ? 2 : 1;  // f16 fields at the start of the header
   constexpr int kSubBytes = kInfo.header_bytes() / 16 - 2 * kHalves;
   SourceBlock from;
@@ -247,6 +262,10 @@ void pack_codes(const uint8_t* source, int64_t row_bytes, int rows, int64_t unit
       uint8_t* sub = block + 32 * kHalves + r;
       for (int i = 0; i < kSubBytes; ++i) sub[16 * i] = from.header[2 * kHalves + i];
       uint8_t* chunk = block + kInfo.header_bytes() + 4 * r;
+      if constexpr (kInfo.has_trits()) {
+        if (!write_trits<kInfo.unit>(from.codes, chunk)) return false;
+        continue;
+      }
       constexpr int kWords = kInfo.chunk_codes() / 4;
       for (int c = 0; c < kInfo.unit / kInfo.chunk(); ++c, chunk += kInfo.chunk_bytes()) {
         uint32_t words[kWords];
@@ -257,10 +276,11 @@ void pack_codes(const uint8_t* source, int64_t row_bytes, int rows, int64_t unit
       }
     }
   }
+  return true;
 }
 
 template <class Value>
-void pack_values(const uint8_t* source, int64_t row_bytes, int rows, int64_t cols, uint8_t* block) {
+bool pack_values(const uint8_t* source, int64_t row_bytes, int rows, int64_t cols, uint8_t* block) {
   for (int64_t begin = 0; begin < cols; begin += 64) {  // stay within the cache lines of both sides
     const int64_t end = begin + 64 < cols ? begin + 64 : cols;
     for (int r = 0; r < rows; ++r) {
@@ -270,6 +290,7 @@ void pack_values(const uint8_t* source, int64_t row_bytes, int rows, int64_t col
       }
     }
   }
+  return true;
 }
 
 template <class Reader>
@@ -277,9 +298,15 @@ constexpr Repacker codes() {
   return {Reader::kFormat, pack_codes<Reader>};
 }
 
+template <class Reader>
+constexpr Repacker ternary_codes(TernaryLayout layout) {
+  if (layout == TernaryLayout::kTwoBits) return codes<Reader>();
+  return {Format::kTernary5, pack_codes<Reader, Format::kTernary5>};
+}
+
 }  // namespace
 
-Repacker find_repacker(gguf::TensorType type) {
+Repacker find_repacker(gguf::TensorType type, TernaryLayout ternary) {
   switch (type) {
     case gguf::TensorType::kF32: return {Format::kF32, pack_values<uint32_t>};
     case gguf::TensorType::kF16: return {Format::kF16, pack_values<uint16_t>};
@@ -294,8 +321,8 @@ Repacker find_repacker(gguf::TensorType type) {
     case gguf::TensorType::kQ4_K: return codes<ReadQ4_K>();
     case gguf::TensorType::kQ5_K: return codes<ReadQ5_K>();
     case gguf::TensorType::kQ6_K: return codes<ReadQ6_K>();
-    case gguf::TensorType::kTQ1_0: return codes<ReadTQ1_0>();
-    case gguf::TensorType::kTQ2_0: return codes<ReadTQ2_0>();
+    case gguf::TensorType::kTQ1_0: return ternary_codes<ReadTQ1_0>(ternary);
+    case gguf::TensorType::kTQ2_0: return ternary_codes<ReadTQ2_0>(ternary);
     case gguf::TensorType::kQ2_0: return codes<ReadQ2_0>();
     case gguf::TensorType::kV2: return codes<ReadPairs<Format::kV2>>();
     case gguf::TensorType::kV2_5: return codes<ReadPairs<Format::kV2_5>>();

@@ -129,6 +129,33 @@ TEST_CASE("every instruction set gives the scalar kernels' bits") {
   }
 }
 
+TEST_CASE("five trits a byte give the bits of two-bit codes, on every instruction set") {
+  Random random(10);
+  for (const int64_t rows : {1, 16, 17, 83, 150}) {
+    const int64_t cols = 256 * (1 + random.below(11));
+    const Tensor tensor = random_tensor(gguf::TensorType::kTQ1_0, rows, cols, random);
+    const PackedMatrix two = PackedMatrix::pack(tensor.view, pool());
+    const PackedMatrix five = PackedMatrix::pack(tensor.view, pool(), TernaryLayout::kFiveInByte);
+    REQUIRE(five.bytes() <= two.bytes());
+    for (int columns = 1; columns <= 9; ++columns) {
+      for (const Shape shape : {Shape::kNormal, Shape::kExtreme}) {
+        const std::vector<float> x = random_activations(columns * cols, shape, random);
+        set_isa(Isa::kScalar);
+        const std::vector<float> expected = product(two, x, columns);
+        for (const Isa isa : isas()) {
+          CAPTURE(isa_name(isa));
+          CAPTURE(rows);
+          CAPTURE(cols);
+          CAPTURE(columns);
+          set_isa(isa);
+          REQUIRE(same_bits(product(five, x, columns), expected));
+          REQUIRE(same_bits(product(five, x, columns, 48), expected));
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("long rows: the blocked loops give the scalar kernels' bits") {
   Random random(3);
   for (const gguf::TensorType type : kAllTypes) {

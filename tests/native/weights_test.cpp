@@ -29,6 +29,34 @@ TEST_CASE("rows read back are the values that the tensor's bytes mean, to the la
   }
 }
 
+TEST_CASE("ternary rows read back alike from both layouts, and a code that is no trit keeps two bits") {
+  Random random(5);
+  ThreadPool pool(2);
+  for (const int64_t rows : {1, 16, 79, 150}) {
+    for (const int64_t cols : {256, 1024, 2816}) {
+      Tensor tensor = random_tensor(gguf::TensorType::kTQ1_0, rows, cols, random);
+      const PackedMatrix w = PackedMatrix::pack(tensor.view, pool, TernaryLayout::kFiveInByte);
+      REQUIRE(w.layout().format == Format::kTernary5);
+      const std::vector<float> expected = tensor.values();
+      std::vector<float> read(cols);
+      for (int64_t r = 0; r < rows; ++r) {
+        w.dequantize_row(r, read.data());
+        for (int64_t c = 0; c < cols; ++c) REQUIRE(read[c] == expected[r * cols + c]);
+      }
+    }
+  }
+  Tensor tensor = random_tensor(gguf::TensorType::kTQ2_0, 40, 512, random);  // has all four codes
+  CHECK(PackedMatrix::pack(tensor.view, pool, TernaryLayout::kFiveInByte).layout().format ==
+        Format::kTernary);
+  for (uint8_t& byte : tensor.bytes) byte &= static_cast<uint8_t>(~(byte >> 1 & 0x55));
+  const PackedMatrix w = PackedMatrix::pack(tensor.view, pool, TernaryLayout::kFiveInByte);
+  CHECK(w.layout().format == Format::kTernary5);
+  const std::vector<float> expected = tensor.values();
+  std::vector<float> read(512);
+  w.dequantize_row(39, read.data());
+  for (int64_t c = 0; c < 512; ++c) CHECK(read[c] == expected[39 * 512 + c]);
+}
+
 TEST_CASE("packed weights take the file's bytes") {
   Random random(2);
   ThreadPool pool(1);
@@ -40,6 +68,8 @@ TEST_CASE("packed weights take the file's bytes") {
     const int64_t packed = w.layout().block_bytes * 10;
     if (type == gguf::TensorType::kTQ1_0) {
       CHECK(packed == 160 * 1024 / 256 * 66);  // five trits a byte become four two-bit codes
+      const PackedMatrix five = PackedMatrix::pack(tensor.view, pool, TernaryLayout::kFiveInByte);
+      CHECK(five.layout().block_bytes * 10 == file_bytes);
     } else {
       CHECK(packed == file_bytes);
     }
