@@ -26,6 +26,7 @@ Format format_named(std::string_view name) {
   std::string known;
   for (int i = 0; i < kFormatCount; ++i) {
     if (kNames[i] == name) return static_cast<Format>(i);
+    if (i > 0 && kNames[i] == kNames[i - 1]) continue;
     known += (i ? ", " : "") + std::string(kNames[i]);
   }
   throw Error(ErrorKind::kArgument, "no packed format is called \"" + std::string(name) + "\"",
