@@ -87,10 +87,17 @@ nb::dict as_dict(const Profile& profile) {
 using Rows = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
 Rows forward(LockedModel& model,
-             const std::vector<std::tuple<int, std::vector<int32_t>, std::string>>& sequences, bool hidden) {
+             const std::vector<std::tuple<int, std::vector<int32_t>, std::string>>& sequences, bool hidden,
+             const std::vector<std::tuple<int64_t, float>>& screens) {
+  if (!screens.empty() && screens.size() != sequences.size()) {
+    throw Error(ErrorKind::kArgument, "screens: one for each sequence, or none");
+  }
   std::vector<Request> requests;
   for (const auto& [sequence, tokens, rows] : sequences) {
-    requests.push_back({sequence, tokens, logit_rows(rows)});
+    requests.push_back({sequence, tokens, logit_rows(rows), {}});
+  }
+  for (size_t i = 0; i < screens.size(); ++i) {
+    requests[i].screen = {std::get<0>(screens[i]), std::get<1>(screens[i])};
   }
   const Output output = hidden ? Output::kHidden : Output::kLogits;
   const auto count = static_cast<size_t>(Model::logit_rows(requests));
@@ -127,14 +134,14 @@ void bind_engine(nb::module_& m) {
       .def(
           "__init__",
           [](LockedModel* self, const gguf::File& file, int threads, int64_t context, int64_t cache_positions,
-             const std::string& kv, int batch, const std::vector<PlanRow>& plan) {
-            const ModelOptions options{threads,     context, cache_positions,
-                                       kv_type(kv), batch,   kernel_plan(plan)};
+             const std::string& kv, int batch, const std::vector<PlanRow>& plan, bool screened_head) {
+            const ModelOptions options{threads, context,           cache_positions, kv_type(kv),
+                                       batch,   kernel_plan(plan), screened_head};
             nb::gil_scoped_release release;
             new (self) LockedModel(file, options);
           },
           "file"_a, "threads"_a, "context"_a, "cache_positions"_a, "kv"_a, "batch"_a,
-          "plan"_a = std::vector<PlanRow>{})
+          "plan"_a = std::vector<PlanRow>{}, "screened_head"_a = false)
       .def_prop_ro("vocab_size", [](const LockedModel& self) { return self.model().config().vocab_size; })
       .def_prop_ro("threads", [](const LockedModel& self) { return self.model().threads(); })
       .def_prop_ro("context", [](const LockedModel& self) { return self.model().options().context; })
@@ -209,9 +216,12 @@ void bind_engine(nb::module_& m) {
           },
           "sequence"_a, "data"_a, "positions"_a, "Adds a page that holds so many positions to a sequence.")
       .def("forward", &forward, "sequences"_a, "hidden"_a = false,
+           "screens"_a = std::vector<std::tuple<int64_t, float>>(),
            "Appends tokens to sequences: [(sequence, [token, ...], rows), ...], where rows, 'last', 'all' or "
            "'none', are those whose logits are wanted; float32 [rows, vocab_size]. With `hidden`, what the "
-           "output matrix would be multiplied with instead: float32 [rows, hidden_size].");
+           "output matrix would be multiplied with instead: float32 [rows, hidden_size]. `screens`: for each "
+           "sequence "
+           "(top, margin), the logits that will be looked at; (0, -1) is all of them.");
 
   m.def(
       "estimate_memory",
@@ -224,7 +234,7 @@ void bind_engine(nb::module_& m) {
         config.heads = heads;
         config.kv_heads = kv_heads;
         config.head_dim = head_dim;
-        const ModelOptions options{threads, context, 0, kv_type(kv), batch, {}};
+        const ModelOptions options{threads, context, 0, kv_type(kv), batch, {}, false};
         return as_dict(Model::estimate(config, options, threads, weights));
       },
       nb::kw_only(), "hidden"_a, "intermediate"_a, "layers"_a, "heads"_a, "kv_heads"_a, "head_dim"_a,

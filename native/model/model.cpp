@@ -156,6 +156,10 @@ Model::Model(const gguf::File& file, const ModelOptions& options)
       RopeTable(config_, (options_.context + kPagePositions - 1) / kPagePositions * kPagePositions, pool_);
   cache_ = std::make_unique<KvCache>(kv_shape(config_, options_.kv_type), cache_positions(options_));
   scratch_ = std::make_unique<Scratch>(config_, options_, pool_.size());
+  if (screen_) {
+    scratch_->coarse.resize(static_cast<size_t>(kScreenedRows * config_.vocab_size));
+    scratch_->rotated = std::make_unique<ActivationBatch>(kScreenedRows, config_.hidden);
+  }
 }
 
 Model::~Model() = default;
@@ -172,6 +176,9 @@ void Model::load(const gguf::File& file) {
     const bool same = output.type == embedding.type && std::ranges::equal(output.bytes, embedding.bytes) &&
                       std::ranges::equal(output.codebook, embedding.codebook);
     if (!same) output_.emplace(loader.matrix(output_name, c.vocab_size, c.hidden));
+  }
+  if (options_.screened_head) {
+    screen_.emplace(file.view(*file.find_tensor(output_ ? output_name : embedding_name)), pool_);
   }
   output_norm_ = loader.vector("output_norm.weight", c.hidden);
   layers_.reserve(static_cast<size_t>(c.layers));
@@ -221,7 +228,9 @@ MemoryReport Model::estimate(const Config& config, const ModelOptions& options, 
           Scratch::estimate(config, options, threads)};
 }
 
-int64_t Model::decode_bytes() const { return memory().weights - (output_ ? embedding_->bytes() : 0); }
+int64_t Model::decode_bytes() const {
+  return memory().weights - (output_ ? embedding_->bytes() : 0) - (screen_ ? screen_->bytes() : 0);
+}
 
 MemoryReport Model::memory() const {
   MemoryReport report;
@@ -232,6 +241,7 @@ MemoryReport Model::memory() const {
       report.weights += matrix->bytes();
     }
   }
+  if (screen_) report.weights += screen_->bytes();
   report.cache = cache_->reserved_bytes();
   report.scratch = Scratch::estimate(config_, options_, pool_.size());
   return report;

@@ -16,6 +16,7 @@
 #include "model/config.h"
 #include "model/profile.h"
 #include "model/rope.h"
+#include "model/screened_head.h"
 #include "threads/pool.h"
 #include "weights/packed_matrix.h"
 
@@ -26,8 +27,9 @@ struct ModelOptions {
   int64_t context = 4096;       // positions that a sequence may have
   int64_t cache_positions = 0;  // positions of all sequences together; 0: those of one
   KvType kv_type = KvType::kF16;
-  int batch = 512;  // tokens computed at once
-  KernelPlan plan;  // what the tuner found; may be empty
+  int batch = 512;             // tokens computed at once
+  KernelPlan plan;             // what the tuner found; may be empty
+  bool screened_head = false;  // keep a ScreenedHead too
 };
 
 struct MemoryReport {
@@ -44,11 +46,20 @@ enum class Output {
   kHidden,  // [hidden]: what the output matrix would be multiplied with, after the last norm
 };
 
+/// Which logits of a row the caller will look at: the `top` highest, or those at most `margin` below the
+/// highest, or, with both, those that are both. Others may be -infinity instead of what they are.
+struct Screen {
+  int64_t top = 0;       // 0: as many as there are
+  float margin = -1.0f;  // below 0: however low
+  bool wanted() const { return top > 0 || margin >= 0.0f; }
+};
+
 /// Tokens to append to one sequence.
 struct Request {
   int sequence = 0;
   std::span<const int32_t> tokens;
   LogitRows logits = LogitRows::kLast;
+  Screen screen = {};  // without effect unless the model has a ScreenedHead
 };
 
 class Model {
@@ -100,6 +111,7 @@ class Model {
     int64_t position = 0;
     int32_t token = 0;
     int64_t logits = -1;  // row of the caller's array, or none
+    Screen screen = {};
   };
   struct Product {
     const PackedMatrix* weights;
@@ -115,6 +127,9 @@ class Model {
   void step(std::span<const Row> rows, Output output, float* out, const std::function<bool()>& should_stop);
   void attention(std::span<const Row> rows, int layer);
   void head(std::span<const Row> rows, Output output, float* out);
+  void screened(std::span<const Row> rows, float* out);
+  /// What the output matrix is multiplied with. out: [hidden]
+  void output_state(int row, float* out);
   /// Quantises `rows` vectors of `k` values for every matrix given; values(row, thread) makes one.
   void prepare(int rows, int64_t k, std::initializer_list<const PackedMatrix*> matrices,
                const std::function<const float*(int row, int thread)>& values);
@@ -127,6 +142,7 @@ class Model {
   Profile profile_{pool_};
   std::optional<PackedMatrix> embedding_;  // [vocab_size, hidden]
   std::optional<PackedMatrix> output_;     // [vocab_size, hidden]; absent when tied
+  std::optional<ScreenedHead> screen_;     // of output_ or embedding_
   std::vector<float> output_norm_;         // [hidden]
   std::vector<Layer> layers_;
   RopeTable rope_;

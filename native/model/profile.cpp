@@ -16,6 +16,7 @@ std::string_view operation_name(Operation operation) {
     case Operation::kSwiglu: return "swiglu";
     case Operation::kDown: return "down";
     case Operation::kOutputNorm: return "output_norm";
+    case Operation::kScreen: return "screen";
     case Operation::kHead: return "head";
   }
   return "";

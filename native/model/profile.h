@@ -24,6 +24,7 @@ enum class Operation {
   kSwiglu,
   kDown,
   kOutputNorm,
+  kScreen,
   kHead,
 };
 constexpr int kOperations = static_cast<int>(Operation::kHead) + 1;

@@ -9,6 +9,7 @@
 
 namespace bitqwen {
 
+constexpr int kScreenedRows = 8;                         // rows of logits that one screened pass makes
 constexpr int kAttentionRows = 8;                        // queries that share a pass over keys and values
 constexpr int64_t kAttentionChunk = 8 * kPagePositions;  // positions of one partial softmax
 
@@ -33,6 +34,8 @@ struct Model::Scratch {
   std::vector<Thread> threads;
   std::vector<Row> rows;                                        // [batch]
   std::vector<int> wanted;                                      // rows whose logits are asked for
+  std::vector<float> coarse;                                    // [kScreenedRows][vocab_size], if screened
+  std::unique_ptr<ActivationBatch> rotated;                     // [kScreenedRows], if screened
   std::array<std::unique_ptr<ActivationBatch>, 4> activations;  // groups 0, 32, 64, 128
 };
 

@@ -89,6 +89,7 @@ class Model:
         kv: str,
         batch: int,
         plan: list[PlanRow] = ...,
+        screened_head: bool = False,
     ) -> None: ...
     @property
     def vocab_size(self) -> int: ...
@@ -112,7 +113,10 @@ class Model:
     def export_page(self, sequence: int, index: int) -> bytes: ...
     def import_page(self, sequence: int, data: bytes, positions: int) -> None: ...
     def forward(
-        self, sequences: list[tuple[int, list[int], str]], hidden: bool = False
+        self,
+        sequences: list[tuple[int, list[int], str]],
+        hidden: bool = False,
+        screens: list[tuple[int, float]] = ...,
     ) -> NDArray[np.float32]: ...
 
 def estimate_memory(

@@ -22,6 +22,7 @@ NAMES = [
     "swiglu",
     "down",
     "output_norm",
+    "screen",
     "head",
 ]
 
@@ -43,6 +44,9 @@ def test_a_decode_step_reads_every_weight_once_and_all_of_the_cache(model):
         assert (profile.steps, profile.tokens) == (2, 2)
         for operation in profile.operations:
             once = operation.name in ("embedding", "output_norm", "head")
+            if operation.name == "screen":  # this model has none
+                assert (operation.calls, operation.bytes) == (0, 0)
+                continue
             assert operation.calls == 2 * (1 if once else model.config.layers)
             assert 0 <= operation.waiting <= operation.seconds
         products = ["query_key_value", "attention_output", "gate_up", "down", "head"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from .screen import Screen, native_screens
 from .session import Session
 
 if TYPE_CHECKING:
@@ -21,12 +22,17 @@ class Batch:
         self._native = model._native
 
     def step(
-        self, work: Sequence[tuple[Session, Sequence[int]]], *, wanted: Sequence[bool] | None = None
+        self,
+        work: Sequence[tuple[Session, Sequence[int]]],
+        *,
+        wanted: Sequence[bool] | None = None,
+        screens: Sequence[Screen | None] | None = None,
     ) -> npt.NDArray[np.float32]:
         """Appends ids to each session; float32 [len(work), vocab_size] after each one's last id.
 
         With ``wanted``, only the sessions for which it is true have a row: a part of a prompt that is not
-        its last needs none. The result for a session does not depend on what else is in the step, to the
+        its last needs none. With ``screens``, those logits of each that will be looked at: a model with a
+        screened head leaves out others where no session of the step needs all of its own. The result for a session does not depend on what else is in the step, to the
         last bit. On an error no session has changed.
 
         Raises:
@@ -36,7 +42,8 @@ class Batch:
         """
         rows = ["last"] * len(work) if wanted is None else ["last" if want else "none" for want in wanted]
         out = self._native.forward(
-            [(session.sequence, list(ids), row) for (session, ids), row in zip(work, rows, strict=True)]
+            [(session.sequence, list(ids), row) for (session, ids), row in zip(work, rows, strict=True)],
+            screens=native_screens(list(screens)) if screens is not None else [],
         )
         for session, ids in work:
             session.extend(ids)

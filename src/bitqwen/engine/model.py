@@ -45,6 +45,7 @@ class Model:
         kv: KvType = "f16",
         batch: int = 512,
         tuning: bool = True,
+        screened_head: bool = False,
     ) -> Model:
         """Reads, checks and packs a model.
 
@@ -57,6 +58,8 @@ class Model:
             batch: tokens computed at once while reading a prompt.
             tuning: use what ``bitqwen kernels tune`` found on this machine, if it ran; BITQWEN_TUNING=0
                 turns that off everywhere. It changes speed alone, no bit of a result.
+            screened_head: also keep the output matrix in two bits, to skip rows of it that cannot matter
+                wherever a :class:`Screen` says which do.
 
         Raises:
             ModelFileError: the file cannot be read, is damaged, or does not fit its own metadata.
@@ -68,7 +71,9 @@ class Model:
         config = Qwen2Config.from_gguf(file.metadata, file.tensors)
         wanted = min(DEFAULT_CONTEXT, config.max_context) if context is None else context
         plan = plans.rows(plans.load(plans.here(threads)).values()) if tuning and plans.enabled() else []
-        native = _native.Model(file.native, threads or 0, wanted, cache_positions or 0, kv, batch, plan)
+        native = _native.Model(
+            file.native, threads or 0, wanted, cache_positions or 0, kv, batch, plan, screened_head
+        )
         return cls(native, config, file.metadata)
 
     @property

@@ -17,7 +17,7 @@ class OperationTime:
         name: ``embedding``, ``attention_norm`` (residual, norm and quantisation), ``query_key_value``,
             ``rope`` (biases, rotation, writing the KV cache), ``attention``, ``attention_quantize``,
             ``attention_output``, ``mlp_norm``, ``gate_up``, ``swiglu`` (with quantisation), ``down``,
-            ``output_norm`` or ``head``.
+            ``output_norm``, ``screen`` (a screened head's both passes) or ``head``.
         calls: how often it ran.
         seconds: that it took, by the clock on the wall.
         waiting: seconds of these in which the calling thread had no work left and waited for the others.

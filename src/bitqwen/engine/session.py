@@ -12,6 +12,8 @@ import numpy.typing as npt
 from bitqwen import _native
 from bitqwen.errors import UsageError
 
+from .screen import Screen, native_screens
+
 LogitRows = Literal["last", "all", "none"]
 
 
@@ -42,8 +44,15 @@ class Session:
             raise UsageError("this session was closed", hint="Make a new one with model.session().")
         return self._sequence
 
-    def feed(self, ids: Sequence[int], *, logits: LogitRows = "last") -> npt.NDArray[np.float32] | None:
+    def feed(
+        self, ids: Sequence[int], *, logits: LogitRows = "last", screen: Screen | None = None
+    ) -> npt.NDArray[np.float32] | None:
         """Appends ids and computes them; on an error or Ctrl-C the session stays as it was.
+
+        Args:
+            ids: to append.
+            logits: after which ids they are wanted.
+            screen: which of them will be looked at; default: all.
 
         Returns:
             ``"last"``: float32 [vocab_size] after the last id; ``"all"``: [len(ids), vocab_size];
@@ -54,7 +63,7 @@ class Session:
             ResourceError: the KV cache, shared by all sessions, is full.
             UsageError: no ids, or one outside the vocabulary.
         """
-        out = self._native.forward([(self.sequence, list(ids), logits)])
+        out = self._native.forward([(self.sequence, list(ids), logits)], screens=native_screens([screen]))
         self.extend(ids)
         if logits == "none":
             return None

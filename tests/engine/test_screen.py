@@ -1,0 +1,124 @@
+"""The screened head: which rows it computes, to the last bit, and how often it leaves out one that matters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bitqwen.convert import convert
+from bitqwen.engine import Batch, Model, Screen
+from bitqwen.errors import UnsupportedModelError, UsageError
+
+IDS = np.random.default_rng(0).integers(0, 500, 40).tolist()
+
+
+@pytest.fixture(scope="module")
+def path(tiny_checkpoint, tmp_path_factory):
+    source = tiny_checkpoint(tied=False, heads=4, kv_heads=2, hidden=256, head_dim=64)
+    return convert(source.folder, tmp_path_factory.mktemp("screen") / "w4.gguf", "w4").path
+
+
+@pytest.fixture(scope="module")
+def model(path):
+    return Model.open(path, threads=2, screened_head=True, cache_positions=16384)
+
+
+@pytest.fixture(scope="module")
+def expected(path):
+    return Model.open(path, threads=1).logits(IDS)
+
+
+def check(row, full, screen):
+    """What a screen asks for is there, and what is there is right; which rows are."""
+    there = np.isfinite(row)
+    np.testing.assert_array_equal(row[there], full[there])
+    assert np.isneginf(row[~there]).all()
+    wanted = np.ones(len(full), dtype=bool)
+    if screen.top is not None:
+        wanted &= full >= np.sort(full)[-screen.top]
+    if screen.margin is not None:
+        wanted &= full >= full.max() - np.float32(screen.margin)
+    assert there[wanted].all()
+    return there
+
+
+@pytest.mark.parametrize(
+    "screen", [Screen(top=1), Screen(top=20), Screen(margin=0.5), Screen(top=5, margin=0.1), Screen(margin=0)]
+)
+def test_rows_that_matter_are_those_of_the_full_head(model, expected, screen):
+    with model.session() as session:
+        for position, token in enumerate(IDS):
+            row = session.feed([token], screen=screen)
+            there = check(row, expected[position], screen)
+        assert not there.all()
+
+
+def test_a_batch_changes_no_bit_of_a_screened_row(model, expected):
+    screens = [Screen(top=1), Screen(top=30), Screen(margin=1.0)]
+    sessions = [model.session() for _ in screens]
+    alone = [model.session() for _ in screens]
+    try:
+        together = Batch(model).step([(s, IDS[: 3 + i]) for i, s in enumerate(sessions)], screens=screens)
+        for i, screen in enumerate(screens):
+            row = alone[i].feed(IDS[: 3 + i], screen=screen)
+            np.testing.assert_array_equal(together[i], row)
+            check(row, expected[2 + i], screen)
+    finally:
+        for session in sessions + alone:
+            session.close()
+
+
+def test_a_row_without_a_screen_is_whole(model, expected):
+    with model.session() as first, model.session() as second:
+        out = Batch(model).step([(first, IDS[:4]), (second, IDS[:5])], screens=[Screen(top=1), None])
+        np.testing.assert_array_equal(out, expected[3:5])
+    np.testing.assert_array_equal(model.logits(IDS), expected)
+
+
+def test_without_the_head_a_screen_changes_nothing(path, expected):
+    plain = Model.open(path, threads=1)
+    with plain.session() as session:
+        np.testing.assert_array_equal(session.feed(IDS, screen=Screen(top=1)), expected[-1])
+
+
+def test_its_memory_is_told_and_its_reads_are_few(path, model):
+    plain = Model.open(path, threads=1)
+    extra = model.memory["weights"] - plain.memory["weights"]
+    assert 0 < extra < plain.memory["weights"] / 4
+    assert model.decode_bytes == plain.decode_bytes
+    with model.session() as session, model.profile() as profile:
+        session.feed(IDS, screen=Screen(top=1))
+    assert profile.operation("head").calls == 0
+    assert profile.operation("screen").calls == 1
+
+
+@pytest.mark.parametrize("values", [{}, {"top": 0}, {"margin": -1.0}, {"margin": float("nan")}])
+def test_impossible_screens_are_refused(values):
+    with pytest.raises(UsageError):
+        Screen(**values)
+
+
+def test_rows_that_it_cannot_rotate_are_refused(tiny_checkpoint, tmp_path):
+    source = tiny_checkpoint(tied=False, heads=4, kv_heads=2, hidden=192, head_dim=48)
+    path = convert(source.folder, tmp_path / "w4.gguf", "w4").path
+    with pytest.raises(UnsupportedModelError, match="multiple of 128") as caught:
+        Model.open(path, screened_head=True)
+    assert "without it" in caught.value.hint
+
+
+@pytest.mark.real
+def test_no_decision_of_a_real_model_is_missed(real_model):
+    """80 states by 151,936 rows: 12 million decisions, of which the deviation allows one in 2e10 to fail."""
+    from bitqwen.generation.tokenizer import Tokenizer
+    from bitqwen.measure.texts import packaged_names, packaged_text
+
+    model = Model.open(real_model, context=512, screened_head=True)
+    ids = Tokenizer.from_gguf(model.metadata).encode(packaged_text(packaged_names()[0]))[:96]
+    full = model.logits(ids)
+    greedy, few, computed = Screen(top=1), Screen(top=20, margin=4.0), []
+    with model.session() as session:
+        session.feed(ids[:16], logits="none")
+        for position, token in enumerate(ids[16:], 16):
+            screen = greedy if position % 2 else few
+            computed.append(check(session.feed([token], screen=screen), full[position], screen).mean())
+    assert np.mean(computed) < 0.2
