@@ -220,8 +220,7 @@ void bind_engine(nb::module_& m) {
            "Appends tokens to sequences: [(sequence, [token, ...], rows), ...], where rows, 'last', 'all' or "
            "'none', are those whose logits are wanted; float32 [rows, vocab_size]. With `hidden`, what the "
            "output matrix would be multiplied with instead: float32 [rows, hidden_size]. `screens`: for each "
-           "sequence "
-           "(top, margin), the logits that will be looked at; (0, -1) is all of them.");
+           "sequence (top, margin), the logits that will be looked at; (0, -1) is all of them.");
 
   m.def(
       "estimate_memory",

@@ -403,8 +403,9 @@ void Model::screened(std::span<const Row> rows, float* out) {
   const int n = static_cast<int>(s.wanted.size());
   const int64_t vocabulary = c.vocab_size;
   ActivationBatch& exact = activations(weights.activation_group());
-  exact.start(n, c.hidden, weights.activation_group());
-  s.rotated->start(n, c.hidden, screen_->rows().activation_group());
+  exact.start(n, c.hidden, weights.activation_group(), preferred_tile(weights, n));
+  exact.make_tables(weights);
+  s.rotated->start(n, c.hidden, screen_->rows().activation_group(), preferred_tile(screen_->rows(), n));
   std::array<float, kScreenedRows> reach, threshold;
   for (int i = 0; i < n; ++i) {
     float* x = s.threads[0].row.data();

@@ -93,6 +93,7 @@ KvShape kv_shape(const Config& config, KvType type) {
 void check_memory(const gguf::File& file, const Config& config, const ModelOptions& options, int threads) {
   int64_t weights = 0;
   for (const gguf::TensorInfo& tensor : file.tensors()) weights += static_cast<int64_t>(tensor.bytes);
+  if (options.screened_head) weights += ScreenedHead::bytes(config.vocab_size, config.hidden);
   const MemoryReport estimate = Model::estimate(config, options, threads, weights);
   const int64_t available = available_memory();
   const int64_t needed = weights + estimate.scratch + estimate.cache;
@@ -244,6 +245,7 @@ MemoryReport Model::memory() const {
   if (screen_) report.weights += screen_->bytes();
   report.cache = cache_->reserved_bytes();
   report.scratch = Scratch::estimate(config_, options_, pool_.size());
+  if (screen_) report.scratch += static_cast<int64_t>(scratch_->coarse.size() * sizeof(float));
   return report;
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <string>
 
 #include "errors.h"
@@ -130,6 +131,10 @@ PackedMatrix coarse(const gguf::TensorView& head, const std::vector<float>& sign
 
 ScreenedHead::ScreenedHead(const gguf::TensorView& head, ThreadPool& pool)
     : signs_(random_signs(head.cols)), rows_(coarse(head, signs_, spreads_, pool)) {}
+
+int64_t ScreenedHead::bytes(int64_t rows, int64_t cols) {
+  return rows * (cols / kBlock * kBlockBytes + static_cast<int64_t>(sizeof(float)));
+}
 
 void ScreenedHead::rotate(float* x) const { rotate_with(signs_, x); }
 

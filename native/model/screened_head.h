@@ -26,6 +26,9 @@ class ScreenedHead {
   /// Throws Error(kUnsupported) when the columns are no multiple of kBlock.
   ScreenedHead(const gguf::TensorView& head, ThreadPool& pool);
 
+  /// What one of such a matrix takes.
+  static int64_t bytes(int64_t rows, int64_t cols);
+
   /// x: [cols], in place.
   void rotate(float* x) const;
   /// The coarse rows: [rows, cols], to be multiplied with rotated states.

@@ -1,4 +1,4 @@
-"""Which logits a caller will look at: a model with a screened head computes only rows that can be among them."""
+"""Which logits a caller will look at; a screened head computes only rows that can be among them."""
 
 from __future__ import annotations
 
