@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from bitqwen.engine import Screen
+
 
 class FakeSession:
     def __init__(self, model: FakeModel) -> None:
@@ -21,7 +23,9 @@ class FakeSession:
     def __len__(self) -> int:
         return len(self._tokens)
 
-    def feed(self, ids: Sequence[int], *, logits: str = "last") -> NDArray[np.float32]:
+    def feed(
+        self, ids: Sequence[int], *, logits: str = "last", screen: Screen | None = None
+    ) -> NDArray[np.float32]:
         assert ids, "the engine refuses an empty feed"
         assert not self.closed
         assert len(self._tokens) + len(ids) <= self.model.context, "the context would overflow"
@@ -30,7 +34,10 @@ class FakeSession:
             raise KeyboardInterrupt
         self.model.fed.append(list(ids))
         self._tokens += ids
-        return self.model.logits_after(self._tokens)
+        row = self.model.logits_after(self._tokens)
+        if screen is not None:
+            row[row < np.sort(row)[-(screen.top or 0)]] = -np.inf
+        return row
 
     def truncate(self, length: int) -> None:
         assert 0 <= length <= len(self._tokens)

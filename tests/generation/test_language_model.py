@@ -91,6 +91,45 @@ def test_control_tokens_are_not_shown(tokenizer: Tokenizer) -> None:
     assert (result.text, result.tokens) == ("ab", answer)
 
 
+class TestScreenedHead:
+    """The fake engine leaves out all but what a screen asks for."""
+
+    def models(self, tokenizer: Tokenizer, rule: Any) -> list[LanguageModel]:
+        return [
+            LanguageModel(FakeModel(608, rule), tokenizer, screened_head=screened)  # type: ignore[arg-type]
+            for screened in (False, True)
+        ]
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"ignore_eos": True},
+            {"logprobs": 3},
+            {"repetition_penalty": 5.0},
+            {"frequency_penalty": 10.0},
+            {"presence_penalty": 10.0},
+            {"logit_bias": {5: -100}},
+            {"temperature": 2.0, "seed": 1, "top_k": 0, "top_p": 1.0},
+        ],
+    )
+    def test_text_is_that_of_the_whole_head(self, tokenizer: Tokenizer, options: dict[str, Any]) -> None:
+        # Tokens that recur, a stop token that may have to be passed over, padding of both kinds at the top.
+        rule = script([5, 5, 6, 606, 607, 5, 7], tokenizer.control["<|im_end|>"], 3)
+        results = [
+            model.generate([1, 2, 3], **{"temperature": 0, "max_tokens": 12, **options})
+            for model in self.models(tokenizer, rule)
+        ]
+        assert results[0].tokens == results[1].tokens
+        assert results[0].logprobs == results[1].logprobs
+
+    def test_it_is_asked_for_and_asked_again_only_where_it_must_be(self, tokenizer: Tokenizer) -> None:
+        model = self.models(tokenizer, script([5, 606], tokenizer.control["<|im_end|>"], 2))[1]
+        fake: Any = model.model
+        tokens = model.generate([1, 2], temperature=0, max_tokens=3).tokens
+        assert fake.fed == [[1, 2], [5], [5], [tokens[1]]]
+
+
 class TestContext:
     def test_the_context_ends_an_answer_with_length(self, rambler: LanguageModel) -> None:
         ids = [1] * 60

@@ -78,3 +78,21 @@ def test_what_is_no_model_is_an_error_of_ours(cache: Path, tmp_path: Path) -> No
         bitqwen.load(tmp_path / "text.gguf")
     with pytest.raises(BitqwenError):
         bitqwen.load(tmp_path / "absent.gguf")
+
+
+def test_greedy_text_is_the_same_with_a_screened_head(
+    tiny_checkpoint: Callable[..., Any], cache: Path
+) -> None:
+    folder = tiny_checkpoint(tied=False, heads=4, kv_heads=2, hidden=256, head_dim=64).folder
+    texts = []
+    for screened in (False, True):
+        with bitqwen.load(folder, screened_head=screened, threads=2, context=256) as model:
+            with model.model.profile() as profile:
+                results = [
+                    model.generate(prompt, temperature=0, max_tokens=60, ignore_eos=ignore)
+                    for prompt in ("a b c", [7, 8, 9, 10])
+                    for ignore in (False, True)
+                ]
+            texts.append([result.tokens for result in results])
+            assert (profile.operation("screen").calls > 0) == screened
+    assert texts[0] == texts[1]

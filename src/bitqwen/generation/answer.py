@@ -45,10 +45,29 @@ class Answer:
         self._stop_ids = settings.stop_token_ids | (
             frozenset() if settings.ignore_eos else tokenizer.stop_ids
         )
-        forbidden = [*tokenizer.unused_ids, *(tokenizer.stop_ids if settings.ignore_eos else ())]
-        self._sampler = settings.sampling.sampler(tokenizer.vocab_size, forbidden=forbidden)
+        self._forbidden = frozenset(tokenizer.unused_ids) | (
+            tokenizer.stop_ids if settings.ignore_eos else frozenset()
+        )
+        self._sampler = settings.sampling.sampler(tokenizer.vocab_size, forbidden=sorted(self._forbidden))
         self._sampler.add_prompt(list(prompt))
         self._texts: list[str] = []
+
+    @property
+    def only_the_best(self) -> bool:
+        """Whether no logit counts but the highest of those that :meth:`may_take` allows."""
+        sampling, settings = self._settings.sampling, self._settings
+        return (
+            sampling.greedy
+            and not sampling.logit_bias
+            and sampling.repetition_penalty == 1
+            and sampling.presence_penalty == sampling.frequency_penalty == 0
+            and settings.logprobs is None
+            and settings.constraint is None
+        )
+
+    def may_take(self, token: int) -> bool:
+        """Whether a row is neither padding nor a stop token that is to be ignored."""
+        return token < self._tokenizer.vocab_size and token not in self._forbidden
 
     @property
     def text(self) -> str:

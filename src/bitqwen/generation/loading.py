@@ -43,6 +43,7 @@ class LoadOptions(SourceOptions, total=False):
         kv: type of the KV cache: "f16", "q8" or "q4".
         batch: tokens of a prompt that are read at once.
         chat_template: to use instead of the model's.
+        screened_head: quicker greedy decoding for a longer load, see :meth:`LanguageModel.load`.
     """
 
     threads: int | None
@@ -50,6 +51,7 @@ class LoadOptions(SourceOptions, total=False):
     kv: KvType
     batch: int
     chat_template: str | None
+    screened_head: bool
 
 
 def load(source: str | PathLike[str], **options: Any) -> LanguageModel:

@@ -39,11 +39,13 @@ class TextStream(Iterator[Piece]):
         *,
         context: int,
         load_seconds: float = 0.0,
+        screened: bool = False,
     ) -> None:
         self.seed = settings.sampling.seed or 0
         self.timings = Timings(prompt_tokens=len(prompt), load_seconds=load_seconds)
         self._context = context
         self._answer = Answer(tokenizer, prompt, settings)
+        self._screened = screened and self._answer.only_the_best
         self._pieces = self._run(sessions, list(prompt))
 
     def __iter__(self) -> TextStream:
@@ -108,7 +110,7 @@ class TextStream(Iterator[Piece]):
         with sessions.lend(prompt) as session:
             timings.cached_tokens = len(session)
             started = time.perf_counter()
-            logits = _feed(session, prompt[timings.cached_tokens :])
+            logits = self._feed(session, prompt[timings.cached_tokens :])
             timings.prefill_seconds = time.perf_counter() - started
             while True:
                 started = time.perf_counter()
@@ -120,14 +122,25 @@ class TextStream(Iterator[Piece]):
                 if self.finish_reason is not None:
                     return
                 started = time.perf_counter()
-                logits = _feed(session, self.tokens[-1:])
+                logits = self._feed(session, self.tokens[-1:])
                 timings.decode_seconds += time.perf_counter() - started
                 timings.decode_steps += 1
 
+    def _feed(self, session: Session, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits after the last of ``ids``: [vocabulary]; screened, if the best alone will be looked at."""
+        if self._screened:
+            from bitqwen.engine import Screen
 
-def _feed(session: Session, ids: Sequence[int]) -> NDArray[np.float32]:
-    """Logits after the last of ``ids``: [vocabulary]."""
-    logits = session.feed(ids)
+            logits = _row(session.feed(ids, screen=Screen(top=1)))
+            if self._answer.may_take(int(logits.argmax())):
+                return logits
+            # The best that may be taken is another, which the screen can have left out.
+            session.truncate(len(session) - 1)
+            ids = ids[-1:]
+        return _row(session.feed(ids))
+
+
+def _row(logits: NDArray[np.float32] | None) -> NDArray[np.float32]:
     if logits is None:  # the engine's answer to logits="none" only
         raise RuntimeError("the engine returned no logits")
     return logits
