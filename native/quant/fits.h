@@ -112,7 +112,8 @@ float fit_symmetric(const float* x, const float* w, float levels, float least_of
     squares += v * v;
   }
   const float top = maximum(largest);
-  if (!(top > kLeastValue)) return 0.0f;
+  // Values whose squares vanish have no scale that a file could hold, and would put no end to the search.
+  if (!(sum(squares) > 0.0f)) return 0.0f;
   float best_gain = 0.0f, best = 0.0f;
   const auto consider = [&](float scale) {
     const SymmetricSums sums = symmetric_sums<kSize>(x, w, 1.0f / scale, -levels, levels - 1);

@@ -155,6 +155,14 @@ def test_any_finite_block_decodes_to_finite_values_no_worse_than_zero(matrix, ca
 
 
 @pytest.mark.parametrize(("tensor_type", "method"), EVERY)
+def test_values_whose_squares_vanish_are_zeros(tensor_type, method):
+    matrix = np.zeros((1, 256), np.float32)
+    matrix[0, ::16] = 2.5e-28
+    values = decoded(quantize(matrix, tensor_type, method=method), tensor_type, matrix.shape)
+    assert np.abs(values).max() < 1e-7
+
+
+@pytest.mark.parametrize(("tensor_type", "method"), EVERY)
 def test_zeros_stay_zeros(tensor_type, method):
     matrix = np.zeros((4, 256), np.float32)
     np.testing.assert_array_equal(
