@@ -183,9 +183,10 @@ GeneratedLibrary::~GeneratedLibrary() {
 
 std::shared_ptr<const GeneratedLibrary> GeneratedLibrary::load(const std::string& path) {
   static std::mutex mutex;
-  static std::map<std::string, std::weak_ptr<const GeneratedLibrary>> loaded;
+  // For good: a plan is checked before its model is opened, and to prove a library twice takes longer.
+  static std::map<std::string, std::shared_ptr<const GeneratedLibrary>> loaded;
   std::lock_guard lock(mutex);
-  if (auto known = loaded[path].lock()) return known;
+  if (const auto known = loaded.find(path); known != loaded.end()) return known->second;
   const std::shared_ptr<const GeneratedLibrary> library(new GeneratedLibrary(path));
   for (const GeneratedKernel& kernel : library->kernels()) {
     if (!is_exact(library, kernel)) {

@@ -152,7 +152,7 @@ Model::Model(const gguf::File& file, const ModelOptions& options)
   load(file);
   apply_plan();
   file.check_unchanged();
-  // To the end of the last page: int8 pages also ask for the angles of their middle.
+  // To the end of the last page: q8 and q4 pages also ask for the angles of their middle.
   rope_ =
       RopeTable(config_, (options_.context + kPagePositions - 1) / kPagePositions * kPagePositions, pool_);
   cache_ = std::make_unique<KvCache>(kv_shape(config_, options_.kv_type), cache_positions(options_));

@@ -10,7 +10,6 @@ from typing import NamedTuple
 from bitqwen import _native
 from bitqwen.gguf import GGUFFile, TensorType
 from bitqwen.models.qwen2 import Qwen2Config
-from bitqwen.quant import schemes
 
 # What the engine multiplies in one loop, with the same activations.
 _LOOPS = (("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",))
@@ -57,6 +56,8 @@ def of_config(config: Qwen2Config, scheme: str) -> list[Product]:
     Raises:
         UsageError: no such scheme, or it has no type for this model's rows.
     """
+    from bitqwen.quant import schemes  # the engine, which opens files that have their types, needs none
+
     chosen = schemes.get(scheme)
     matrices = {}
     for spec in config.tensors():

@@ -8,6 +8,7 @@ then goes back to each code.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,10 @@ _MOST_DAMPING = 1.0
 _SHRINK_ROWS = 512
 # Tokens of one text depend on each other: so many tell as much as one that does not.
 _DEPENDENCE = 2.0
+
+
+# See descend_blocks().
+Sweep = Callable[[int, int, Matrix, Matrix, Matrix], int]
 
 
 class Factor(NamedTuple):
@@ -171,10 +176,43 @@ def descend(
         fit_steps: whether steps may change.
         threads: 0 for one per core.
     """
-    rows, cols = matrix.shape
-    dense = damped(moments, damping)
-    error: Matrix = matrix - grid.values()
-    gradient: Matrix = error @ dense
+
+    def sweep(begin: int, end: int, block: Matrix, error: Matrix, gradient: Matrix) -> int:
+        codes = np.ascontiguousarray(grid.codes[:, begin:end])
+        changed = _native.descent_sweep(
+            int(grid.tensor_type),
+            codes,
+            (np.arange(begin, end) // grid.group).astype(np.int32),
+            grid.steps,
+            grid.offsets,
+            grid.units,
+            block,
+            error,
+            gradient,
+            fit_steps,
+            threads,
+        )
+        grid.codes[:, begin:end] = codes
+        return changed
+
+    descend_blocks(
+        matrix - grid.values(), damped(moments, damping), sweep, rounds=rounds, enough=matrix.size // 1000
+    )
+
+
+def descend_blocks(error: Matrix, moments: Matrix, sweep: Sweep, *, rounds: int, enough: int) -> None:
+    """Rounds of descent over blocks of columns, which keep the error and its gradient up to date.
+
+    Args:
+        error: E, float32 [rows, cols]; is changed.
+        moments: H, float32 [cols, cols], damped.
+        sweep: given a block's first column and the one after its last, its part of H, its errors and
+            their gradient, all of which but H it changes; says how many codes it has changed.
+        rounds: the most.
+        enough: changes below which a round was the last.
+    """
+    cols = error.shape[1]
+    gradient: Matrix = error @ moments
     for _ in range(rounds):
         changed = 0
         for begin in range(0, cols, _DESCENT_COLUMNS):
@@ -182,22 +220,8 @@ def descend(
             before = np.ascontiguousarray(error[:, begin:end])
             after: Matrix = before.copy()
             slope: Matrix = np.ascontiguousarray(gradient[:, begin:end])
-            codes = np.ascontiguousarray(grid.codes[:, begin:end])
-            changed += _native.descent_sweep(
-                int(grid.tensor_type),
-                codes,
-                (np.arange(begin, end) // grid.group).astype(np.int32),
-                grid.steps,
-                grid.offsets,
-                grid.units,
-                np.ascontiguousarray(dense[begin:end, begin:end]),
-                after,
-                slope,
-                fit_steps,
-                threads,
-            )
-            grid.codes[:, begin:end] = codes
+            changed += sweep(begin, end, np.ascontiguousarray(moments[begin:end, begin:end]), after, slope)
             error[:, begin:end] = after
-            gradient += (after - before) @ dense[begin:end]
-        if changed < rows * cols // 1000:
+            gradient += (after - before) @ moments[begin:end]
+        if changed < enough:
             break

@@ -11,13 +11,12 @@ from bitqwen import _native
 from bitqwen.gguf import TensorType, codebook_shape
 
 from . import codebooks
-from .sweeps import damped, factored
+from .sweeps import damped, descend_blocks, factored
 
 Matrix = npt.NDArray[np.float32]
 
 _BLOCK = 128  # columns that share a scale
 _FEEDBACK_PAIRS = 64
-_DESCENT_COLUMNS = 256  # whole blocks
 
 
 @dataclass
@@ -140,33 +139,29 @@ def descend(
         fit_scales: whether scales may change.
         threads: 0 for one per core.
     """
-    rows, cols = matrix.shape
-    columns = pair_columns(cols)
-    dense = damped(moments, damping)[np.ix_(columns, columns)]
-    error: Matrix = matrix[:, columns] - vectors.in_pairs()
-    gradient: Matrix = error @ dense
-    for _ in range(rounds):
-        changed = 0
-        for begin in range(0, cols, _DESCENT_COLUMNS):
-            end = min(begin + _DESCENT_COLUMNS, cols)
-            before = np.ascontiguousarray(error[:, begin:end])
-            after: Matrix = before.copy()
-            slope: Matrix = np.ascontiguousarray(gradient[:, begin:end])
-            codes = np.ascontiguousarray(vectors.codes[:, begin // 2 : end // 2])
-            changed += _native.descend_pairs(
-                int(vectors.tensor_type),
-                vectors.codebook,
-                codes,
-                (np.arange(begin, end, 2) // _BLOCK).astype(np.int32),
-                vectors.scales,
-                np.ascontiguousarray(dense[begin:end, begin:end]),
-                after,
-                slope,
-                fit_scales,
-                threads,
-            )
-            vectors.codes[:, begin // 2 : end // 2] = codes
-            error[:, begin:end] = after
-            gradient += (after - before) @ dense[begin:end]
-        if changed < rows * cols // 2000:
-            break
+    columns = pair_columns(matrix.shape[1])
+
+    def sweep(begin: int, end: int, block: Matrix, error: Matrix, gradient: Matrix) -> int:
+        codes = np.ascontiguousarray(vectors.codes[:, begin // 2 : end // 2])
+        changed = _native.descend_pairs(
+            int(vectors.tensor_type),
+            vectors.codebook,
+            codes,
+            (np.arange(begin, end, 2) // _BLOCK).astype(np.int32),
+            vectors.scales,
+            block,
+            error,
+            gradient,
+            fit_scales,
+            threads,
+        )
+        vectors.codes[:, begin // 2 : end // 2] = codes
+        return changed
+
+    descend_blocks(
+        matrix[:, columns] - vectors.in_pairs(),
+        damped(moments, damping)[np.ix_(columns, columns)],
+        sweep,
+        rounds=rounds,
+        enough=matrix.size // 2000,
+    )

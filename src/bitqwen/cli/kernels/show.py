@@ -61,11 +61,9 @@ def show(
         tables.print_table(place, products, entries)
     missing = [] if products is None else [p for p in products if (p.key, "1") not in known]
     if missing or not entries:
-        what = f"{len(missing)} products of {model} were" if missing else "Nothing was"
+        what = f"{len(missing)} products of {model} were not" if missing else "Nothing was"
         terminal.print_line(
-            f"{what} not tuned for {place.threads} threads on {place.isa}: the engine takes its defaults."
-            if missing
-            else f"{what} tuned for {place.threads} threads on {place.isa}: the engine takes its defaults."
+            f"{what} tuned for {place.threads} threads on {place.isa}: the engine takes its defaults."
         )
         terminal.say(f"hint: bitqwen kernels tune {model or 'MODEL'}")
     if not plans.enabled():
