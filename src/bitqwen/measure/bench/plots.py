@@ -27,7 +27,8 @@ _STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#d28ab0", "marker": "v", "linestyle": (0, (5, 1))},
     {"color": "#b5a400", "marker": "P", "linestyle": (0, (1, 1))},
 )
-_RC = {
+# Any: from 3.11 on matplotlib names its settings one by one in the type.
+_RC: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 10,
     "axes.grid": True,
