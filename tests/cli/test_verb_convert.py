@@ -24,6 +24,26 @@ def test_summary(bitqwen, tiny_folder, tmp_path):
     assert GGUFFile(tmp_path / "m.gguf").metadata["bitqwen.receipt.verdict"] == "faithful"
 
 
+def test_says_what_running_the_result_takes(bitqwen, tiny_folder, tmp_path):
+    result = bitqwen("convert", tiny_folder, "-o", tmp_path / "m.gguf", "--no-receipt")
+    assert "Memory for a context of 4096: " in result.stdout
+    assert "does not fit" not in result.stdout + result.stderr
+
+
+def test_a_result_too_large_for_this_machine_is_announced_before_anything_is_read(
+    bitqwen, tiny_folder, tmp_path
+):
+    config = json.loads((tiny_folder / "config.json").read_text())
+    huge = {"hidden_size": 16384, "num_attention_heads": 128, "num_key_value_heads": 8}
+    huge |= {"intermediate_size": 1 << 18, "num_hidden_layers": 256}
+    (tmp_path / "config.json").write_text(json.dumps(config | huge))
+    result = bitqwen("convert", tmp_path, "-o", tmp_path / "m.gguf")
+    warning, error = result.stderr.splitlines()[:2]
+    assert warning.startswith("warning: running the result here. Memory for a context of 4096: ")
+    assert "No context fits: take a scheme of fewer bits" in warning
+    assert error.startswith("error: ")
+
+
 def test_json(bitqwen, tiny_folder, tmp_path):
     result = bitqwen("convert", tiny_folder, "-o", tmp_path / "m.gguf", "--json")
     report = json.loads(result.stdout)

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from bitqwen.cli.inspection import inspect_path
-from bitqwen.engine import Model
+from bitqwen.cli.inspection import inspect_path, memory_text
+from bitqwen.engine import Model, memory
 from bitqwen.gguf import GGUFFile, GGUFWriter, TensorType
 from helpers.fake_hub import FakeRepository, fake_hub
 
@@ -41,6 +41,26 @@ def test_memory_is_what_the_engine_takes(bitqwen, tiny_gguf, kv):
     assert told["weights"] == pytest.approx(taken["weights"], rel=0.02)
     assert told["total"] == told["weights"] + told["cache"] + told["scratch"]
     assert told["available"] > 0
+
+
+def test_the_largest_context_that_fits_is_named(tiny_gguf, monkeypatch):
+    found = inspect_path(tiny_gguf)
+    asked = found.memory(1000, "f16", 1)
+    assert asked["largest_context"] == found.config.max_context
+    assert "fits into" in memory_text(asked, "f16")
+
+    monkeypatch.setattr(memory, "available", lambda: asked["total"] - 1)
+    tight = found.memory(1000, "f16", 1)
+    largest = tight["largest_context"]
+    assert 900 < largest < 1000
+    assert found.memory(largest, "f16", 1)["total"] < asked["total"]
+    assert found.memory(largest + 1, "f16", 1)["total"] >= asked["total"]
+    assert "does not fit into" in memory_text(tight, "f16")
+    assert f"The largest context that fits is {largest}." in memory_text(tight, "f16")
+
+    monkeypatch.setattr(memory, "available", lambda: asked["weights"])
+    assert found.memory(1000, "f16", 1)["largest_context"] == 0
+    assert "No context fits" in memory_text(found.memory(1000, "f16", 1), "f16")
 
 
 def test_folder(bitqwen, tiny_folder, tiny_gguf):

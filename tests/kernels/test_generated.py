@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import subprocess
 from pathlib import Path
@@ -85,6 +86,49 @@ def test_bytes_are_those_of_the_layout(compiler):
         cell = triples * 5 // 3 + (facts.cell - triples) * 2
         row = facts.cols // facts.cell * cell + facts.cols // facts.unit * 16
         assert facts.tile_bytes * 8 == facts.tile_rows * row
+
+
+@pytest.mark.parametrize("target", ["x86", "avx512"])
+def test_weights_lie_where_the_page_says(target, compiler):
+    """docs/kernels.md, "Why look-up tables": a triple's index and sign, a pair's index, a row's scale."""
+    if not runs_here(TARGETS[target]):
+        pytest.skip(f"this CPU has no {TARGETS[target].needs}")
+    made = small(target)
+    path = compilers.shared_library(made.header, made.target.flags)
+    number, facts = next((i, f) for i, f in enumerate(Library(path).kernels) if f.unit == 256)
+    library, lanes = ctypes.CDLL(str(path)), facts.lanes
+
+    def packed(weights, scales):
+        out = np.empty(facts.tile_bytes, np.uint8)
+        pointers = [ctypes.c_void_p(array.ctypes.data) for array in (weights, scales, out)]
+        assert library.bitqwen_lut_pack_tile(ctypes.c_int32(number), *pointers) == 0
+        return out
+
+    def changed(row, column, values):
+        weights = np.zeros((facts.tile_rows, facts.cols), np.int8)
+        scales = np.zeros((facts.tile_rows, facts.cols // 256), np.uint16)
+        before = packed(weights, scales)
+        weights[row, column : column + len(values)] = values
+        after = packed(weights, scales)
+        return {int(at): int(after[at]) for at in np.flatnonzero(before != after)}
+
+    row, cells = 13, 2 * lanes
+    cell = lanes * 27  # bytes: 25 a row for triples, 2 for pairs
+    assert changed(row, 0, [1, 0, -1]) == {cells + row: 8}
+    assert changed(row, 3, [1, 1, 1]) == {cells + row: 13 << 4}
+    assert changed(row, 18, [0, 1, 0]) == {cells + 3 * lanes + row: 3}
+    assert changed(row, 24, [0, 0, 1]) == {cells + 5 * lanes + row: 1}
+    sign = 4 * lanes + row if target == "x86" else 4 * lanes + 8 * 2 + row // 8
+    bit = 1 << (7 - 2) if target == "x86" else 1 << row % 8
+    assert changed(row, 6, [-1, 0, 0]) == {cells + lanes + row: 9, cells + sign: bit}
+    assert changed(row, 120, [1, 1]) == {cells + 25 * lanes + row: 4 << 4 | 8}
+    assert changed(row, 126, [-1, -1]) == {cells + 26 * lanes + row: 0 << 4 | 4}
+    assert changed(row, 128, [1, 0, 0]) == {cells + cell + row: 9}
+
+    scales = np.zeros((facts.tile_rows, facts.cols // 256), np.uint16)
+    scales[row, 0] = 0x3C01
+    out = packed(np.zeros((facts.tile_rows, facts.cols), np.int8), scales)
+    assert out[2 * row : 2 * row + 2].tolist() == [0x01, 0x3C]
 
 
 ARM_MAIN = r"""

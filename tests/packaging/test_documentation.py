@@ -41,6 +41,9 @@ def workshop(tiny_checkpoint, tmp_path_factory) -> Iterator[tuple[Path, dict[str
     shutil.copytree(checkpoint, folder / "checkpoint")
     convert(checkpoint, folder / "qwen.gguf", "f16")
     shutil.copy(folder / "qwen.gguf", folder / "f16.gguf")
+    (folder / "pickled").mkdir()
+    shutil.copy(checkpoint / "config.json", folder / "pickled")
+    (folder / "pickled" / "pytorch_model.bin").touch()
     for name in ("utils", "benchmarks"):
         (folder / name).symlink_to(ROOT / name)
     with fake_hub() as hub:
@@ -193,6 +196,23 @@ def test_byte_diagrams_add_up():
         assert int(columns) == info.block_size, name
 
 
+def test_byte_diagrams_of_generated_kernels_add_up():
+    text = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| (TL[12])[^|]* \| (\d+) \| (\d+) \| 2 \u00d7 \((\d+) \+ (\d+)\) \| (\d+) \| ([\d.]+) \|$",
+        text,
+        re.MULTILINE,
+    )
+    assert len(rows) == 4
+    for family, lanes, scales, triples, pairs, total, bits in rows:
+        columns = 120 if family == "TL2" else 0  # of 128 that are taken as triples
+        assert int(scales) == 2 * int(lanes)
+        assert int(triples) == int(lanes) * columns // 3 * 5 // 8
+        assert int(pairs) == int(lanes) * (128 - columns) // 2 * 4 // 8
+        assert int(total) == int(scales) + 2 * (int(triples) + int(pairs))
+        assert float(bits) == int(total) * 8 / (int(lanes) * 256)
+
+
 def test_the_site_builds(tmp_path):
     """Strictly: a page that is not in the menu, or a link or name that leads to nothing, is an error."""
     for module in ("mkdocs", "mkdocstrings", "material"):
@@ -213,7 +233,14 @@ def test_the_site_builds(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["run qwen2.5.gguf -p Hi", "kernels generate 8B -o kernels"], ids=["model", "kernels"]
+    "command",
+    [
+        "run qwen2.5.gguf -p Hi",
+        "convert pickled -o w4.gguf",
+        "kernels generate 8B -o kernels",
+        "setup checkpoint --quant-type i2_s",
+    ],
+    ids=["model", "conversion", "kernels", "inference"],
 )
 def test_troubleshooting_shows_the_actual_messages(command, workshop):
     folder, variables = workshop

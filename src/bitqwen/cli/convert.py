@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bitqwen.cli import fitting, options, receipts, terminal
-from bitqwen.errors import UsageError
+from bitqwen.errors import BitqwenError, UsageError
 
 if TYPE_CHECKING:
     from bitqwen.calibrate import Calibration
@@ -146,6 +146,8 @@ def convert(
         if embedding is not None or head is not None or (fit is not None and bits is not None):
             raise UsageError("--fit and --bits choose every type themselves, and one of them is enough.")
         plans = fitting.plans(source, fit, bits, chain, quiet=quiet or json, threads=threads, **hub)
+    else:
+        _warn_of_its_size(source, scheme, quiet=quiet or json, **hub)
     report = convert_with_progress(
         source,
         output,
@@ -169,6 +171,24 @@ def convert(
         if taken is not None:
             terminal.stdout().print()
             receipts.print_receipt(taken)
+
+
+def _warn_of_its_size(source: str, scheme: str, *, quiet: bool, **hub: Any) -> None:
+    """Says, before any weight is fetched or read, if the result will not run here; another machine may."""
+    from bitqwen.checkpoints.configs import read_config
+    from bitqwen.cli.inspection import memory_needs, memory_text
+    from bitqwen.convert.sizes import converted_bytes
+    from bitqwen.engine.model import DEFAULT_CONTEXT
+    from bitqwen.models.registry import config_from_hf
+
+    try:
+        config = config_from_hf(read_config(source, **hub), source=source)
+        weights = converted_bytes(config, scheme)
+    except BitqwenError:  # the conversion itself says what is wrong, and knows more
+        return
+    need = memory_needs(config, weights, min(DEFAULT_CONTEXT, config.max_context))
+    if need["total"] > need["available"]:
+        terminal.say(f"warning: running the result here. {memory_text(need, 'f16')}", quiet=quiet)
 
 
 def _calibration(
@@ -273,6 +293,8 @@ def print_summary(report: ConversionReport) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from bitqwen.cli.inspection import inspect_path, memory_text
+
     types = ", ".join(f"{name} {count}" for name, count in report.type_counts().items())
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("file", escape(str(report.path)))
@@ -288,6 +310,9 @@ def print_summary(report: ConversionReport) -> None:
         table.add_row("lost outputs", f"{report.lost_outputs:.2%} of their energy, on the calibration text")
     table.add_row("time", f"{report.seconds:.1f} s")
     terminal.stdout().print(table)
+    need = inspect_path(report.path).memory(None, "f16", None)
+    assert need is not None  # it was converted, so its architecture is known
+    terminal.stdout().print(memory_text(need, "f16"))
 
 
 def _list_schemes(*, as_json: bool) -> None:

@@ -143,9 +143,11 @@ def _as_json(
     return out
 
 
-def _print(found: Inspection, need: dict[str, int] | None, kv: str, *, with_tensors: bool) -> None:
+def _print(found: Inspection, need: dict[str, int] | None, kv: KvType, *, with_tensors: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
+
+    from bitqwen.cli.inspection import memory_text
 
     out = terminal.stdout()
     total = found.total
@@ -175,25 +177,13 @@ def _print(found: Inspection, need: dict[str, int] | None, kv: str, *, with_tens
     out.print(types)
     if need is not None:
         out.print()
-        out.print(_memory_text(need, kv))
+        out.print(memory_text(need, kv))
     if found.receipt is not None:
         out.print()
         receipts.print_receipt(found.receipt)
     if with_tensors:
         out.print()
         out.print(_tensor_table(found))
-
-
-def _memory_text(need: dict[str, int], kv: str) -> str:
-    parts = (
-        f"weights {terminal.size(need['weights'])}, KV cache ({kv}) {terminal.size(need['cache'])}, "
-        f"scratch {terminal.size(need['scratch'])}"
-    )
-    fits = "fits into" if need["total"] <= need["available"] else "[bold red]does not fit into[/]"
-    return (
-        f"Memory for a context of {need['context']}: {terminal.size(need['total'])} ({parts}); "
-        f"{fits} the {terminal.size(need['available'])} available now."
-    )
 
 
 def _tensor_table(found: Inspection) -> Any:

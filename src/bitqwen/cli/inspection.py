@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bitqwen.cli import terminal
 from bitqwen.engine import memory
 from bitqwen.engine.cache import KvType
 from bitqwen.engine.model import DEFAULT_CONTEXT
@@ -98,6 +99,8 @@ class Inspection:
     def memory(self, context: int | None, kv: KvType, threads: int | None) -> dict[str, int] | None:
         """Bytes that running it takes (weights, cache, scratch), for that context; None if it cannot run.
 
+        Beside them ``available`` bytes, and ``largest_context``, the longest that fits into these.
+
         Raises:
             UsageError: the model's context is shorter than that.
         """
@@ -107,14 +110,9 @@ class Inspection:
         if context is not None and context > longest:
             raise UsageError(f"The context is {context}; this model allows 1 to {longest}.")
         chosen = min(DEFAULT_CONTEXT, longest) if context is None else context
-        need = memory.estimate(
-            self.config,
-            weights=sum(tensor.nbytes for tensor in self.tensors),
-            context=chosen,
-            kv=kv,
-            threads=threads,
+        return memory_needs(
+            self.config, sum(tensor.nbytes for tensor in self.tensors), chosen, kv=kv, threads=threads
         )
-        return {"context": chosen, **need, "total": sum(need.values()), "available": memory.available()}
 
     def hyperparameters(self) -> dict[str, Any]:
         """Hyperparameters by name; for an architecture that bitqwen does not know, GGUF's own keys."""
@@ -122,6 +120,38 @@ class Inspection:
             return asdict(self.config)
         prefix = f"{self.architecture}."
         return {key: value for key, value in self.metadata.items() if key.startswith(prefix)}
+
+
+def memory_needs(
+    config: Qwen2Config, weights: int, context: int, *, kv: KvType = "f16", threads: int | None = None
+) -> dict[str, int]:
+    """What :meth:`Inspection.memory` gives, of a model whose tensors take ``weights`` bytes."""
+    need = memory.estimate(config, weights=weights, context=context, kv=kv, threads=threads)
+    room = memory.available()
+    return {
+        "context": context,
+        **need,
+        "total": sum(need.values()),
+        "available": room,
+        "largest_context": memory.largest_context(config, weights=weights, room=room, kv=kv, threads=threads),
+    }
+
+
+def memory_text(need: dict[str, int], kv: KvType) -> str:
+    """Such needs in a sentence; where they do not fit, with what would."""
+    parts = (
+        f"weights {terminal.size(need['weights'])}, KV cache ({kv}) {terminal.size(need['cache'])}, "
+        f"scratch {terminal.size(need['scratch'])}"
+    )
+    room = f"the {terminal.size(need['available'])} available now"
+    text = f"Memory for a context of {need['context']}: {terminal.size(need['total'])} ({parts}); "
+    if need["total"] <= need["available"]:
+        return f"{text}fits into {room}."
+    if need["largest_context"]:
+        cure = f"The largest context that fits is {need['largest_context']}."
+    else:
+        cure = "No context fits: take a scheme of fewer bits, or a smaller model."
+    return f"{text}does not fit into {room}. {cure}"
 
 
 def inspect_path(path: Path) -> Inspection:

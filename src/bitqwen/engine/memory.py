@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import os
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,21 @@ def estimate(
         kv=kv,
         batch=batch,
     )
+
+
+def largest_context(
+    config: Qwen2Config, *, weights: int, room: int, kv: KvType = "f16", threads: int | None = None
+) -> int:
+    """The most positions that run in ``room`` bytes, as :func:`estimate` has it; 0 if not even one.
+
+    Never more than the model's own context.
+    """
+
+    def too_large(context: int) -> bool:
+        need = estimate(config, weights=weights, context=context, kv=kv, threads=threads)
+        return sum(need.values()) > room
+
+    return bisect.bisect_left(range(1, config.max_context + 1), True, key=too_large)
 
 
 def available() -> int:
