@@ -25,8 +25,9 @@ def main() -> int:
         "--only", choices=list(CHECKS), action="append", help="run this group; may be repeated"
     )
     given, rest = parser.parse_known_args()
-    if importlib.util.find_spec("pytest") is None:
-        print("pytest is missing. Install it with: pip install '.[test]'", file=sys.stderr)
+    missing = [name for name in ("pytest", "hypothesis", "gguf") if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"{', '.join(missing)} missing. pip install -r requirements-qwen25.txt", file=sys.stderr)
         return 2
     failed = []
     for name in given.only or CHECKS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -159,9 +160,14 @@ def test_the_example_runs():
         assert words in result.stdout
 
 
-def test_requirements_install_this_package():
+def test_requirements_install_this_package_and_what_its_checks_import():
     lines = (ROOT / "requirements-qwen25.txt").read_text().splitlines()
-    assert [line for line in lines if not line.startswith("#")] == ["."]
+    assert [line for line in lines if not line.startswith("#")] == [".[check]"]
+    (check,) = re.findall(r"^check = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    names = re.findall(r'"(\w+)>=', check)
+    assert {"pytest", "gguf"} <= set(names)
+    program = (ROOT / "utils/test-qwen25-conversion.py").read_text()
+    assert [name for name in names if f'"{name}"' not in program] == []
 
 
 @pytest.mark.parametrize(

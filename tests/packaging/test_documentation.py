@@ -275,6 +275,26 @@ def test_the_dockerfile_is_clean():
     assert result.returncode == 0, result.stdout
 
 
+@pytest.mark.parametrize(
+    ("schema", "pattern"),
+    [
+        ("compose-spec", "compose.yaml"),
+        ("github-workflows", ".github/workflows/*.yml"),
+        ("github-issue-forms", ".github/ISSUE_TEMPLATE/b*.yml"),
+        ("github-issue-config", ".github/ISSUE_TEMPLATE/config.yml"),
+        ("citation-file-format", "CITATION.cff"),
+    ],
+    ids=lambda value: value,
+)
+def test_files_for_other_programs_fit_their_schemas(schema, pattern):
+    pytest.importorskip("check_jsonschema")
+    files = sorted(map(str, ROOT.glob(pattern)))
+    assert files
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", *files]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
 @pytest.mark.skipif(not shutil.which("docker-compose"), reason="needs docker-compose")
 def test_the_compose_file_is_valid():
     result = subprocess.run(
