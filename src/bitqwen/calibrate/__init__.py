@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from .calibration import DEFAULT_TOKENS, Calibration
-from .fitting import Fitting, fit_to_size, weights_to_bytes
+from .fitting import Budgets, Fitting, fit_to_size, weights_to_bytes
 from .texts import default_text
 
-__all__ = ["DEFAULT_TOKENS", "Calibration", "Fitting", "default_text", "fit_to_size", "weights_to_bytes"]
+__all__ = [
+    "DEFAULT_TOKENS",
+    "Budgets",
+    "Calibration",
+    "Fitting",
+    "default_text",
+    "fit_to_size",
+    "weights_to_bytes",
+]

@@ -99,13 +99,23 @@ def first_token_weights(
     found = {}
 
     def note(name: str, inputs: Matrix, outputs: Matrix, slope: Matrix) -> None:
-        squares = np.einsum("ij,ij->i", slope, slope).reshape(ids.shape)
-        others = float(squares[:, 1:].mean(dtype=np.float64)) if ids.shape[1] > 1 else 0.0
-        first = float(squares[:, 0].mean(dtype=np.float64))
-        found[name] = min(first / others, _MOST_WEIGHT) if others > 0 else 1.0
+        found[name] = first_weight(slope, ids.shape[1])
 
     run_back(checkpoint, config, ids, note, seed=seed)
     return found
+
+
+def first_weight(slope: Matrix, chunk: int) -> float:
+    """The squared length of a matrix's gradient at chunks' first tokens, that at others being one.
+
+    Args:
+        slope: the gradient of its outputs, float32 [tokens, width]; whole chunks.
+        chunk: tokens of a chunk.
+    """
+    squares = np.einsum("ij,ij->i", slope, slope).reshape(-1, chunk)
+    others = float(squares[:, 1:].mean(dtype=np.float64)) if chunk > 1 else 0.0
+    first = float(squares[:, 0].mean(dtype=np.float64))
+    return min(first / others, _MOST_WEIGHT) if others > 0 else 1.0
 
 
 def _rms_norm_back(gradient: Matrix, x: Matrix, gain: Array, epsilon: float) -> Matrix:

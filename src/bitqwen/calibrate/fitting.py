@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from bitqwen.gguf import GGUFWriter, TensorType, keys, tensor_bytes, type_info
 from bitqwen.models.qwen2 import Qwen2Config
 from bitqwen.quant import Recipe, Statistics, TensorPlan, quantize, schemes
 from bitqwen.quant.budget import Allocation, Option, allocate
+from bitqwen.quant.vector_sweeps import is_vector_type
 
 from .backward import EMBEDDING, HEAD
 from .calibration import Calibration
@@ -41,9 +42,9 @@ _TOKENS = 2048
 _SPARE = 64 << 10
 _NEIGHBOURS = (0.85, 1.15)
 
-# Error feedback and descent leave about so much of what a fit loses on texts not calibrated on; the embedding
-# has them not.
-_SWEPT = 0.8
+# Error feedback and descent leave about so much of what a fit loses on texts not calibrated on
+# (docs/quality.md); the embedding has them not.
+_SWEPT, _SWEPT_VECTORS = 0.82, 0.75
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,92 @@ class Fitting:
     loss: float
     sensitivity: dict[str, float]
     neighbours: dict[int, float | None]
+
+
+class Budgets:
+    """What every way to store each matrix costs, measured once: for any number of budgets.
+
+    Attributes:
+        sensitivity: of every matrix, by its Hugging Face name.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: Qwen2Config,
+        *,
+        calibration: Calibration | None = None,
+        sensitivity: Mapping[str, Sensitivity] | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+        threads: int = 0,
+    ) -> None:
+        """Measures.
+
+        Args:
+            checkpoint: the source.
+            config: its configuration.
+            calibration: the text to measure on, if not the default one, and how the conversion will quantise.
+            sensitivity: if it has been measured before.
+            progress: called with what is done, and how much of it.
+            threads: 0 for one per core.
+        """
+        jobs = plan_tensors(checkpoint, config, schemes.get("w4"))
+        matrices = {job.spec.hf_name: job for job in jobs if job.spec.role in ("matrix", "embedding", "head")}
+        self._fixed = _header_bytes(checkpoint, config, jobs) + sum(
+            tensor_bytes(job.plan.tensor_type, job.spec.shape)
+            for job in jobs
+            if job.spec.hf_name not in matrices
+        )
+        if sensitivity is None:
+            ids = (calibration or Calibration()).ids(checkpoint)
+            sensitivity = sensitivities(
+                checkpoint,
+                config,
+                ids[: max(1, _TOKENS // ids.shape[1])],
+                progress=(lambda done, total: progress("sensitivity", done, total)) if progress else None,
+            )
+        found = dict(sensitivity)
+        tied = not any(job.spec.role == "head" for job in jobs)
+        if tied and HEAD in found:  # stored twice, and written once for both uses
+            found[EMBEDDING] = found[HEAD]._replace(nats=found[HEAD].nats + found[EMBEDDING].nats)
+        self.sensitivity = found
+        swept = calibration is not None and Recipe.parse(calibration.recipe).needs_moments
+        self._options: dict[str, list[Option]] = {}
+        for place, (name, job) in enumerate(matrices.items()):
+            if progress:
+                progress("types", place, len(matrices))
+            self._options[name] = _options(
+                checkpoint,
+                job.source,
+                job.spec.shape,
+                found[name],
+                swept and job.spec.role == "matrix",
+                job.spec.role == "embedding" and not tied,
+                threads,
+            )
+
+    def fit(self, budget: int) -> Fitting:
+        """The types with which the model is best at a size of the whole file, in bytes.
+
+        Raises:
+            UsageError: nothing fits; says what the least is.
+        """
+        room = budget - self._fixed - _SPARE
+        chosen = _allocate(self._options, room, budget)
+        neighbours: dict[int, float | None] = {}
+        for factor in _NEIGHBOURS:
+            other = int(budget * factor)
+            try:
+                neighbours[other] = allocate(self._options, room + other - budget).loss
+            except UsageError:
+                neighbours[other] = None
+        return Fitting(
+            plans=chosen.plans,
+            nbytes=chosen.nbytes + self._fixed,
+            loss=chosen.loss,
+            sensitivity={name: each.nats for name, each in self.sensitivity.items()},
+            neighbours=neighbours,
+        )
 
 
 def fit_to_size(
@@ -87,54 +174,8 @@ def fit_to_size(
     Raises:
         UsageError: nothing fits; says what the least is.
     """
-    jobs = plan_tensors(checkpoint, config, schemes.get("w4"))
-    matrices = {job.spec.hf_name: job for job in jobs if job.spec.role in ("matrix", "embedding", "head")}
-    fixed = sum(
-        tensor_bytes(job.plan.tensor_type, job.spec.shape) for job in jobs if job.spec.hf_name not in matrices
-    )
-    header_bytes = _header_bytes(checkpoint, config, jobs)
-    ids = (calibration or Calibration()).ids(checkpoint)
-    ids = ids[: max(1, _TOKENS // ids.shape[1])]
-    found = sensitivities(
-        checkpoint,
-        config,
-        ids,
-        progress=(lambda done, total: progress("sensitivity", done, total)) if progress else None,
-    )
-    swept = calibration is not None and Recipe.parse(calibration.recipe).needs_moments
-    tied = not any(job.spec.role == "head" for job in jobs)
-    if tied and HEAD in found:  # stored twice, and written once for both uses
-        found[EMBEDDING] = found[HEAD]._replace(nats=found[HEAD].nats + found[EMBEDDING].nats)
-    options: dict[str, list[Option]] = {}
-    for place, (name, job) in enumerate(matrices.items()):
-        if progress:
-            progress("types", place, len(matrices))
-        share = _SWEPT if swept and job.spec.role == "matrix" else 1.0
-        options[name] = _options(
-            checkpoint,
-            job.source,
-            job.spec.shape,
-            found[name],
-            share,
-            job.spec.role == "embedding" and not tied,
-            threads,
-        )
-    room = budget - header_bytes - fixed - _SPARE
-    chosen = _allocate(options, room, budget)
-    neighbours: dict[int, float | None] = {}
-    for factor in _NEIGHBOURS:
-        other = int(budget * factor)
-        try:
-            neighbours[other] = allocate(options, room + other - budget).loss
-        except UsageError:
-            neighbours[other] = None
-    return Fitting(
-        plans=chosen.plans,
-        nbytes=chosen.nbytes + header_bytes + fixed,
-        loss=chosen.loss,
-        sensitivity={name: each.nats for name, each in found.items()},
-        neighbours=neighbours,
-    )
+    budgets = Budgets(checkpoint, config, calibration=calibration, progress=progress, threads=threads)
+    return budgets.fit(budget)
 
 
 def weights_to_bytes(checkpoint: Checkpoint, config: Qwen2Config, bits: float) -> int:
@@ -168,7 +209,7 @@ def _options(
     source: str,
     shape: tuple[int, ...],
     sensitivity: Sensitivity,
-    share: float,
+    swept: bool,
     looked_up: bool,
     threads: int,
 ) -> list[Option]:
@@ -186,8 +227,8 @@ def _options(
         lost = sample - decoded(encoded, plan.tensor_type, sample.shape)
         rest = float((np.square(lost) * weight).sum(dtype=np.float64)) / len(sample) * outputs
         rest /= sensitivity.energy or 1.0
-        if plan.method != "plain":
-            rest *= share
+        if swept and plan.method != "plain":
+            rest *= _SWEPT_VECTORS if is_vector_type(plan.tensor_type) else _SWEPT
         options.append(Option(plan, tensor_bytes(plan.tensor_type, shape), sensitivity.nats * rest))
     return options
 

@@ -9,6 +9,8 @@ how much the predictions depend on them.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from bitqwen.quant.sweeps import shrunk
@@ -18,11 +20,46 @@ from .transformer import Matrix
 _ROWS = 4096  # tokens multiplied at once
 
 
+class Moments(NamedTuple):
+    """Sums over inputs, first tokens of chunks apart.
+
+    They are nearly the same vector each time, and what a few of them say is certain; the rest is estimated.
+
+    Attributes:
+        rest: the sum of x x' over the others, float32 [cols, cols].
+        others: how many they are.
+        first: first tokens, float32 [chunks, cols].
+    """
+
+    rest: Matrix
+    others: int
+    first: Matrix
+
+    @classmethod
+    def of(cls, x: Matrix, chunk: int) -> Moments:
+        """Of inputs float32 [tokens, cols]; whole chunks, or a chunk of 0 if no token is a first one."""
+        tokens, cols = x.shape
+        first = np.arange(0, tokens, chunk) if chunk else np.arange(0)
+        rest = np.ones(tokens, bool)
+        rest[first] = False
+        moments = np.zeros((cols, cols), np.float32)
+        for begin in range(0, tokens, _ROWS):
+            part = x[begin : begin + _ROWS][rest[begin : begin + _ROWS]]
+            # The same array on both sides: BLAS then computes one triangle only.
+            moments += part.T @ part
+        return cls(moments, tokens - len(first), x[first])
+
+    def weighed(self, first_weight: float) -> Matrix:
+        """The mean of x x', a first token counting so much and others one, without chance correlations."""
+        count = np.float32(first_weight)
+        moments: Matrix = shrunk(self.rest, self.others) if self.others else self.rest.copy()
+        moments += count * (self.first.T @ self.first)
+        moments /= np.float32(self.others + count * len(self.first))
+        return moments
+
+
 def second_moments(x: Matrix, *, chunk: int = 0, first_weight: float = 1.0) -> Matrix:
     """The mean of x x' over inputs, without the correlations that so few of them cannot prove.
-
-    First tokens of chunks are kept apart from the estimate of what chance has done: they are nearly the same
-    vector each time, and what a few of them say is certain.
 
     Args:
         x: float32 [tokens, cols]; whole chunks.
@@ -32,21 +69,4 @@ def second_moments(x: Matrix, *, chunk: int = 0, first_weight: float = 1.0) -> M
     Returns:
         float32 [cols, cols], symmetric.
     """
-    tokens, cols = x.shape
-    first = np.arange(0, tokens, chunk) if chunk else np.arange(0)
-    rest = np.ones(tokens, bool)
-    rest[first] = False
-    moments = np.zeros((cols, cols), np.float32)
-    for begin in range(0, tokens, _ROWS):
-        part = x[begin : begin + _ROWS][rest[begin : begin + _ROWS]]
-        # The same array on both sides: BLAS then computes one triangle only.
-        moments += part.T @ part
-    sink = x[first]
-    certain = sink.T @ sink
-    others = tokens - len(first)
-    total = np.float32(others + first_weight * len(first))
-    if others:
-        moments = shrunk(moments, others)
-    moments += np.float32(first_weight) * certain
-    moments /= total
-    return moments
+    return Moments.of(x, chunk).weighed(first_weight)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from bitqwen.checkpoints import Checkpoint
 from bitqwen.models.qwen2 import Qwen2Config
 
-from .backward import EMBEDDING, NoteHead, head_name, run_back
+from .backward import EMBEDDING, NoteHead, first_weight, head_name, run_back
 from .transformer import Matrix, embed, mean_squares
 
 Array = npt.NDArray[np.float32]
@@ -31,11 +31,14 @@ class Sensitivity(NamedTuple):
         nats: KL divergence a token, for each share of the outputs' energy that is lost, while it is small.
         importance: mean squares of its inputs, float32 [cols]; ones for rows that are only looked up.
         energy: mean squared length of its outputs.
+        first_weight: how much a chunk's first token counts, others counting one; see
+            :func:`bitqwen.calibrate.backward.first_token_weights`.
     """
 
     nats: float
     importance: Array
     energy: float
+    first_weight: float = 1.0
 
 
 def sensitivities(
@@ -64,7 +67,7 @@ def sensitivities(
     def note(name: str, inputs: Matrix, outputs: Matrix, slope: Matrix) -> None:
         energy = _energy(outputs)
         nats = energy * _nats_per_energy(inputs, slope, chunk) / tokens
-        found[name] = Sensitivity(nats, mean_squares(inputs), energy)
+        found[name] = Sensitivity(nats, mean_squares(inputs), energy, first_weight(slope, chunk))
 
     head = _Head()
     gradient = run_back(checkpoint, config, ids, note, note_head=head.begin, seed=seed, progress=progress)

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 ENDINGS = (".svg", ".png")
 # From dark to light, which is how they differ in greyscale.
-_STYLES: tuple[dict[str, Any], ...] = (
+STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#000000", "marker": "o", "linestyle": "-"},
     {"color": "#9c3d00", "marker": "s", "linestyle": "--"},
     {"color": "#0072b2", "marker": "^", "linestyle": "-."},
     {"color": "#8a8a8a", "marker": "D", "linestyle": ":"},
     {"color": "#d28ab0", "marker": "v", "linestyle": (0, (5, 1))},
     {"color": "#b5a400", "marker": "P", "linestyle": (0, (1, 1))},
+    {"color": "#4b3b8f", "marker": "x", "linestyle": (0, (3, 1, 1, 1))},
 )
 # Any: from 3.11 on matplotlib names its settings one by one in the type.
 _RC: dict[Any, Any] = {
@@ -78,28 +79,48 @@ def draw(documents: Sequence[dict[str, Any]], path: Path, names: Iterable[str] |
         BitqwenError: matplotlib is not installed, or the file cannot be written.
     """
     check(path)
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     chosen = [name for name in names or PANELS if _PANELS[name][0](documents)]
     if not chosen:
         raise UsageError(
             "There is nothing to draw.",
             hint="Pictures are of decode rows (-n), and of receipts (convert --receipt).",
         )
-    columns = min(2, len(chosen))
-    lines = math.ceil(len(chosen) / columns)
+    save(path, [_panel(name, documents) for name in chosen], _machines(documents))
+    return chosen
+
+
+def _panel(name: str, documents: Sequence[dict[str, Any]]) -> Callable[[Axes], None]:
+    return lambda axes: _PANELS[name][1](axes, documents)
+
+
+def save(path: Path, panels: Sequence[Callable[[Axes], None]], about: str) -> None:
+    """Draws panels side by side in one file; the same data gives the same bytes.
+
+    Args:
+        path: the picture, .svg or .png.
+        panels: each draws into its axes.
+        about: what stands above them, small.
+
+    Raises:
+        UsageError, BitqwenError: as :func:`check`; the file cannot be written.
+    """
+    check(path)
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(2, len(panels))
+    lines = math.ceil(len(panels) / columns)
     with rc_context(_RC):
         figure = Figure(figsize=(6.4 * columns, 4.4 * lines), layout="constrained")
         FigureCanvasAgg(figure)
         grid = figure.subplots(lines, columns, squeeze=False).flat
-        for axes, name in itertools.zip_longest(grid, chosen):
-            if name is None:
+        for axes, panel in itertools.zip_longest(grid, panels):
+            if panel is None:
                 axes.remove()
             else:
-                _PANELS[name][1](axes, documents)
-        figure.suptitle(_machines(documents), fontsize=8)
+                panel(axes)
+        figure.suptitle(about, fontsize=8)
         with atomic_file(path) as file:
             figure.savefig(
                 file,
@@ -107,7 +128,6 @@ def draw(documents: Sequence[dict[str, Any]], path: Path, names: Iterable[str] |
                 dpi=150,
                 metadata={"Date": None} if path.suffix.lower() == ".svg" else {"Software": None},
             )
-    return chosen
 
 
 def _machines(documents: Sequence[dict[str, Any]]) -> str:
@@ -129,7 +149,8 @@ def _engine(row: dict[str, Any]) -> str:
     return Path(str(row["engine"])).name
 
 
-def _label(axes: Axes, x: float, y: float, text: str, above: bool = True) -> None:
+def label(axes: Axes, x: float, y: float, text: str, above: bool = True) -> None:
+    """Writes a word above or below a point."""
     axes.annotate(
         text,
         (x, y),
@@ -163,7 +184,7 @@ def _speed(axes: Axes, documents: Sequence[dict[str, Any]]) -> None:
 
     rows = _speed_rows(documents)
     short = shortest(_name(row) for row in rows)
-    for style, (engine, group) in zip(itertools.cycle(_STYLES), _groups(rows, _engine), strict=False):
+    for style, (engine, group) in zip(itertools.cycle(STYLES), _groups(rows, _engine), strict=False):
         line = sorted(group, key=lambda row: float(row["bits_per_weight"]))
         axes.errorbar(
             [row["bits_per_weight"] for row in line],
@@ -178,7 +199,7 @@ def _speed(axes: Axes, documents: Sequence[dict[str, Any]]) -> None:
         if _name(row) not in told:
             told.add(_name(row))
             top = float(row["tokens_per_second"]) + float(row["sigma"] or 0)
-            _label(axes, row["bits_per_weight"], top, short[_name(row)])
+            label(axes, row["bits_per_weight"], top, short[_name(row)])
     axes.set(
         title="Decoding speed by size",
         xlabel="bits per weight, all tensors",
@@ -202,7 +223,7 @@ def _quality(axes: Axes, documents: Sequence[dict[str, Any]]) -> None:
     rows = sorted(_quality_rows(documents), key=lambda row: int(row["model_bytes"]))
     short = shortest(_name(row) for row in rows)
     domains = list(dict.fromkeys(name for row in rows for name in row["quality"]))
-    for style, domain in zip(itertools.cycle(_STYLES), domains, strict=False):
+    for style, domain in zip(itertools.cycle(STYLES), domains, strict=False):
         having = [row for row in rows if domain in row["quality"]]
         values = [row["quality"][domain] for row in having]
         axes.errorbar(
@@ -218,7 +239,7 @@ def _quality(axes: Axes, documents: Sequence[dict[str, Any]]) -> None:
         )
     for row in rows:
         top = max(value["kl_high"] for value in row["quality"].values())
-        _label(axes, row["model_bytes"] / 1e9, top, short[_name(row)])
+        label(axes, row["model_bytes"] / 1e9, top, short[_name(row)])
     axes.set(
         title="What is lost, by size (receipts)",
         xlabel="file, GB",
@@ -262,7 +283,7 @@ def _roofline(axes: Axes, documents: Sequence[dict[str, Any]]) -> None:
     low = min(point[0] for _, point in points) / 3
     high = max(peak / read, *(point[0] for _, point in points)) * 3
     axes.plot([low, peak / read, high], [low * read, peak, peak], color="black", linewidth=2)
-    _label(axes, math.sqrt(peak / read * high), peak, f"int8 peak {peak / 1e9:.0f} GMAC/s")
+    label(axes, math.sqrt(peak / read * high), peak, f"int8 peak {peak / 1e9:.0f} GMAC/s")
     axes.annotate(
         f"read bandwidth {read / 1e9:.1f} GB/s",
         (low * 1.2, low * 1.2 * read),
@@ -272,7 +293,7 @@ def _roofline(axes: Axes, documents: Sequence[dict[str, Any]]) -> None:
         fontsize=8,
     )
     for style, (name, group) in zip(
-        itertools.cycle(_STYLES), _groups(points, lambda p: _name(p[0])), strict=False
+        itertools.cycle(STYLES), _groups(points, lambda p: _name(p[0])), strict=False
     ):
         for row, (x, y) in group:
             axes.plot(
@@ -306,7 +327,7 @@ def _depth(axes: Axes, documents: Sequence[dict[str, Any]]) -> None:
     def series(row: dict[str, Any]) -> str:
         return " ".join([short[_name(row)], _engine(row), *([row["kv"]] if several else [])])
 
-    for style, (label, group) in zip(itertools.cycle(_STYLES), _groups(rows, series), strict=False):
+    for style, (label, group) in zip(itertools.cycle(STYLES), _groups(rows, series), strict=False):
         line = sorted(group, key=lambda row: int(row["depth"]))
         if len(line) > 1:
             axes.errorbar(
