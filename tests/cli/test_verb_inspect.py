@@ -155,7 +155,9 @@ def test_fit_of_a_model_and_of_all_sizes(bitqwen, tiny_gguf):
     fitting = {(row["model"], row["scheme"]) for row in sizes if row["fits"]}
     assert ("Qwen2.5-7B", "w4") in fitting
     assert ("Qwen2.5-72B", "w2") not in fitting
-    assert "Qwen2.5-7B" in bitqwen("inspect", "--fit", "8GB").stdout
+    table = bitqwen("inspect", "--fit", "8GB").stdout
+    assert "Qwen2.5-7B" in table
+    assert "not measured at this size" in " ".join(table.split())
     assert bitqwen("inspect", "--fit", "lots").returncode == 2
     assert bitqwen("inspect").returncode == 2
 
@@ -168,3 +170,17 @@ def test_tensors_of_types_that_are_never_read(bitqwen, tiny_checkpoint):
     (folder / "model.safetensors").write_bytes(safetensors_bytes(header, bytes(24)))
     found = json.loads(bitqwen("inspect", folder, "--json", "--tensors").stdout)
     assert found["tensor_list"] == [{"name": "position_ids", "type": "I64", "shape": [3], "nbytes": 24}]
+
+
+def test_fit_shows_what_was_measured_at_the_size_it_was_measured_on(bitqwen, tiny_gguf):
+    found = json.loads(bitqwen("inspect", "--fit", "8GB", "--json").stdout)
+    assert found["measured_on"].startswith("Qwen2.5-Coder-1.5B")
+    measured = {row["scheme"]: row["measured"] for row in found["fits"] if row["model"] == "Qwen2.5-1.5B"}
+    assert measured["w4"]["verdict"] in {"faithful", "usable"}
+    assert measured["ternary"]["verdict"] == "gibberish"
+    assert measured["w4"]["kl"]["prose"] < measured["v3"]["kl"]["prose"]
+    assert all(row["measured"] is None for row in found["fits"] if row["model"] != "Qwen2.5-1.5B")
+    tiny = json.loads(bitqwen("inspect", tiny_gguf, "--fit", "8GB", "--json").stdout)["fits"]
+    assert all(row["measured"] is None for row in tiny)
+    said = bitqwen("inspect", "--fit", "2GB")
+    assert "Qwen2.5-Coder-1.5B-Instruct" in " ".join(said.stderr.split())

@@ -168,9 +168,17 @@ def read(metadata: Mapping[str, Any], nbytes: int) -> Receipt | None:
         return None
 
 
+def verdict_of(kl: float) -> str:
+    """The verdict for a mean KL divergence, in nats a token."""
+    return _verdict_for(kl)[1]
+
+
 def _verdict(domains: Mapping[str, Domain]) -> tuple[float, str, str]:
-    worst = max((domain.kl for domain in domains.values()), default=float("inf"))
-    return next((each for each in VERDICTS if worst <= each[0]), VERDICTS[-1])
+    return _verdict_for(max((domain.kl for domain in domains.values()), default=float("inf")))
+
+
+def _verdict_for(kl: float) -> tuple[float, str, str]:
+    return next((each for each in VERDICTS if kl <= each[0]), VERDICTS[-1])
 
 
 def _domain(result: TextResult) -> Domain:
