@@ -1,23 +1,30 @@
 """What a size buys: llama.cpp's types, and the best file of ours that is no larger than each of them.
 
 Both sides start from the same neutral source (`neutral_source.py`), with the embedding stored once, and from
-the same calibration text: llama-quantize gets its importance matrix, ``--fit`` the text itself. Divergence is
-from the neutral source, on texts that calibration never saw; files of types that only llama.cpp reads are
-run by llama.cpp. Every row is saved when it is measured, and a run goes on where another one stopped.
+the same calibration text: llama-quantize gets its importance matrix, and so do our files by the recipe fit;
+other recipes take second moments of inputs of more of that text. Divergence is from the neutral source, on
+texts that calibration never saw; files of types that only llama.cpp reads are run by llama.cpp. Every row is
+saved when it is measured, and a run goes on where another one stopped; what all files need (sensitivities,
+moments, matrices that two files store alike) is made once.
 
     python benchmarks/quality.py LLAMA_QUANTIZE [SOURCE] [--work FOLDER] [--types Q2_K,Q4_K_M] [--save FILE]
-        [--tokens 16384] [--recipe fit] [--chunks 8] [--text NAME=PATH ...] [--keep]
+        [--side llama.cpp|bitqwen|both] [--tokens 8192] [--recipe fit] [--chunks 6]
+        [--text NAME=PATH ...] [--keep]
+    python benchmarks/quality.py --show FILE
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import llama_cpp
 import machine
@@ -25,20 +32,38 @@ import neutral_source
 import numpy as np
 import numpy.typing as npt
 
-from bitqwen.calibrate import Calibration, fit_to_size
-from bitqwen.checkpoints import open_checkpoint
+from bitqwen.calibrate import Budgets, Calibration, imatrix, kept_moments
+from bitqwen.calibrate.calibration import CHUNK
+from bitqwen.calibrate.kept_moments import KeptMoments, MomentsEncoder
+from bitqwen.calibrate.sensitivity import Sensitivity, sensitivities
+from bitqwen.checkpoints import Checkpoint, open_checkpoint
 from bitqwen.convert import convert
 from bitqwen.engine import Model
-from bitqwen.errors import BitqwenError
+from bitqwen.errors import BitqwenError, ModelFileError
+from bitqwen.files import atomic_file
 from bitqwen.gguf import TensorType
 from bitqwen.measure.evaluation import TextResult, evaluate
 from bitqwen.measure.passages import ScoringModel
 from bitqwen.measure.reference import ReferenceFile
 from bitqwen.measure.runner import measure_texts
+from bitqwen.models.qwen2 import Qwen2Config
 from bitqwen.models.registry import config_from_hf
+from bitqwen.quant import Encoded, Recipe, Statistics, TensorPlan, quantize
 from bitqwen.texts import load_texts, packaged_names
 
-TYPES = ("IQ2_XXS", "IQ2_M", "Q2_K", "IQ3_XXS", "Q3_K_S", "Q3_K_M", "Q4_K_M")
+# What our file's KL divergence should be at most, as a share of theirs.
+WANTED = {
+    "IQ2_XXS": 0.50,
+    "IQ2_M": 0.60,
+    "Q2_K": 0.50,
+    "IQ3_XXS": 0.75,
+    "Q3_K_S": 0.75,
+    "Q3_K_M": 0.70,
+    "Q4_K_M": 0.80,
+}
+_SENSITIVITY_TOKENS = 2048  # also those of the importance matrix
+
+Encode = Callable[[str, TensorPlan], Encoded]
 
 
 class LlamaModel:
@@ -77,9 +102,9 @@ def opened(path: Path, context: int) -> tuple[ScoringModel, str]:
         return LlamaModel(path, context), "llama.cpp"
 
 
-def measured(path: Path, saved: ReferenceFile) -> dict[str, Any]:
+def measured(path: Path, saved: ReferenceFile, chunks: int | None = None) -> dict[str, Any]:
     """Bytes, and per text divergence with its 95 % interval, agreement and perplexity."""
-    passages = saved.passages()
+    passages = [replace(each, chunks=each.chunks[:chunks]) for each in saved.passages()]
     model, engine = opened(path, passages[0].context)
     started = time.perf_counter()
     texts = {result.name: row(result) for result in evaluate(model, passages, saved)}
@@ -107,6 +132,68 @@ def row(result: TextResult) -> dict[str, float]:
     }
 
 
+class Library:
+    """Matrices as they have been quantised: files that store one alike share the work. For `convert`."""
+
+    def __init__(self, encode: Encode, settings: dict[str, str], folder: Path) -> None:
+        self.settings = settings  # what files say of it
+        self._encode, self._folder = encode, folder
+        self._plans: Mapping[str, TensorPlan] = {}
+        self.lost_outputs: dict[str, float] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def start(
+        self,
+        checkpoint: Checkpoint,
+        config: Qwen2Config,
+        plans: Mapping[str, TensorPlan],
+        *,
+        output: Path,
+        threads: int,
+    ) -> Library:
+        """Begins a file."""
+        self._plans = plans
+        return self
+
+    def layer(self, layer: int) -> dict[str, Encoded]:
+        """The matrices of a layer."""
+        prefix = f"model.layers.{layer}."
+        return {name: self._get(name, plan) for name, plan in self._plans.items() if name.startswith(prefix)}
+
+    def finish(self) -> None:
+        """Everything stays for the next file."""
+
+    def _get(self, name: str, plan: TensorPlan) -> Encoded:
+        path = self._folder / f"{name}-{plan.tensor_type.name}-{plan.method}.npz"
+        if path.exists():
+            with np.load(path, allow_pickle=False) as kept:
+                codebook = kept["codebook"] if "codebook" in kept.files else None
+                return Encoded(kept["data"], *kept["sums"].tolist(), codebook)
+        found = self._encode(name, plan)
+        arrays = {"data": found.data, "sums": np.array([found.error, found.energy])}
+        if found.codebook is not None:
+            arrays["codebook"] = found.codebook
+        with atomic_file(path) as file:
+            np.savez(file, **arrays)
+        return found
+
+
+class FitEncoder:
+    """Matrices fitted with the importance of their inputs, as `--calibration imatrix.gguf` does."""
+
+    settings: ClassVar = {"calibration": "imatrix", "recipe": "fit"}
+
+    def __init__(self, checkpoint: Checkpoint, sensitivity: Mapping[str, Sensitivity]) -> None:
+        self._checkpoint, self._sensitivity = checkpoint, sensitivity
+
+    def encode(self, name: str, plan: TensorPlan) -> Encoded:
+        """One matrix."""
+        statistics = Statistics(self._sensitivity[name].importance)
+        return quantize(
+            self._checkpoint.read(name), plan.tensor_type, method=plan.method, statistics=statistics
+        )
+
+
 class Comparison:
     """One run's files and settings."""
 
@@ -114,60 +201,122 @@ class Comparison:
         self.work: Path = options.work
         self.llama_quantize: Path = options.llama_quantize
         self.keep: bool = options.keep
-        self.calibration = Calibration(tokens=options.tokens, recipe=options.recipe)
+        self.chunks: int = options.chunks
+        self.recipe: str = options.recipe
         self.neutral, self.importance = self.work / "neutral.gguf", self.work / "imatrix.gguf"
         self.work.mkdir(parents=True, exist_ok=True)
         if not self.neutral.exists():
             neutral_source.write(options.source, self.neutral, tensor_type=TensorType.F16, seed=0)
-        if not self.importance.exists():
-            unused = self.work / "unused.gguf"
-            fit = Calibration(tokens=options.tokens, recipe="fit", save_importance=self.importance)
-            convert(self.neutral, unused, "q4_0", calibration=fit)
-            unused.unlink()
+        self.checkpoint = open_checkpoint(self.neutral)
+        self.config = config_from_hf(self.checkpoint.config, source=str(self.neutral))
+        self.tokens: int = options.tokens
         saved = self.work / "neutral.ref"
         if not saved.exists():
             texts = load_texts(options.text or packaged_names())
             measure_texts(self.neutral, texts, save=saved, chunks=options.chunks)
         self.saved = ReferenceFile(saved)
+        if not self.importance.exists():
+            names = {spec.hf_name: spec.gguf_name for spec in self.config.tensors()}
+            found = {
+                names[name]: each.importance for name, each in self.sensitivity.items() if ".layers." in name
+            }
+            imatrix.save(self.importance, found, tokens=_SENSITIVITY_TOKENS, chunk=CHUNK)
 
-    def peer(self, name: str) -> tuple[Path, float]:
-        """llama.cpp's file of a type, and the seconds it took."""
+    @cached_property
+    def sensitivity(self) -> dict[str, Sensitivity]:
+        """How much each matrix matters, and what the squares of its inputs are."""
+        path = self.work / "sensitivity.npz"
+        if not path.exists():
+            ids = Calibration(tokens=_SENSITIVITY_TOKENS).ids(self.checkpoint)
+            found = {}
+            seconds = timed(lambda: found.update(sensitivities(self.checkpoint, self.config, ids)))
+            print(f"sensitivities: {seconds:.0f} s", flush=True)
+            with atomic_file(path) as file:
+                parts = {name: each._replace(importance=[]) for name, each in found.items()}
+                np.savez(
+                    file,
+                    numbers=np.array(json.dumps(parts)),
+                    **{name: each.importance for name, each in found.items()},
+                )
+        with np.load(path, allow_pickle=False) as kept:
+            numbers = json.loads(str(kept["numbers"]))
+            return {
+                name: Sensitivity(nats, kept[name], energy, first)
+                for name, (nats, _, energy, first) in numbers.items()
+            }
+
+    @cached_property
+    def budgets(self) -> Budgets:
+        """What each type costs on each matrix."""
+        return Budgets(
+            self.checkpoint,
+            self.config,
+            calibration=Calibration(recipe=self.recipe),
+            sensitivity=self.sensitivity,
+        )
+
+    @cached_property
+    def encoder(self) -> MomentsEncoder | FitEncoder:
+        """How our matrices are quantised."""
+        recipe = Recipe.parse(self.recipe)
+        if not recipe.needs_moments:
+            return FitEncoder(self.checkpoint, self.sensitivity)
+        try:
+            kept = KeptMoments(self.work / "moments")
+        except ModelFileError:
+            ids = Calibration(tokens=self.tokens).ids(self.checkpoint)
+            kept = kept_moments.measure(self.checkpoint, self.config, ids, self.work / "moments")
+        first_weights = {name: each.first_weight for name, each in self.sensitivity.items()}
+        return MomentsEncoder(self.checkpoint, {}, kept, recipe, first_weights=first_weights)
+
+    def peer(self, name: str) -> dict[str, Any]:
+        """llama.cpp's file of a type, measured."""
         path = self.work / f"llama.cpp-{name}.gguf"
-        command: list[str | Path] = [
-            self.llama_quantize,
-            "--imatrix",
-            self.importance,
-            self.neutral,
-            path,
-            name,
-        ]
-        return path, timed(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
+        unfinished = path.with_suffix(".part")
+        command: list[str | Path] = [self.llama_quantize, "--imatrix", self.importance]
+        command += [self.neutral, unfinished, name]
+        seconds = None
+        if not path.exists():
+            seconds = timed(lambda: subprocess.run(command, check=True, capture_output=True))
+            unfinished.replace(path)
+        return self.row(path, seconds)
 
-    def ours(self, name: str, nbytes: int) -> tuple[Path, float]:
-        """Our file of at most as many bytes, and the seconds it took."""
-        path = self.work / f"bitqwen-{name}.gguf"
-
-        def run() -> None:
-            checkpoint = open_checkpoint(self.neutral)
-            config = config_from_hf(checkpoint.config, source=str(self.neutral))
-            found = fit_to_size(checkpoint, config, nbytes, calibration=self.calibration)
-            convert(self.neutral, path, plans=found.plans, calibration=self.calibration)
-
-        seconds = timed(run)
+    def ours(self, nbytes: int, file: str) -> dict[str, Any]:
+        """Our file of at most as many bytes, measured."""
+        path = self.work / f"bitqwen-{file}.gguf"
+        started = time.perf_counter()
+        found = self.budgets.fit(nbytes)
+        choosing = time.perf_counter() - started  # of types; once for all files of a run
+        library = Library(
+            self.encoder.encode,
+            self.encoder.settings,
+            self.work / f"matrices-{self.recipe.replace('+', '-')}",
+        )
+        seconds = None
+        if not path.exists():
+            seconds = timed(lambda: convert(self.neutral, path, plans=found.plans, calibration=library))
         if path.stat().st_size > nbytes:
             raise SystemExit(f"{path}: {path.stat().st_size:,} bytes; {nbytes:,} were allowed")
-        return path, seconds
+        weights: dict[str, int] = {}
+        shapes = self.checkpoint.shapes()
+        for name, plan in found.plans.items():
+            kind = plan.tensor_type.name
+            weights[kind] = weights.get(kind, 0) + math.prod(shapes[name])
+        return {
+            **self.row(path, seconds),
+            "choosing_seconds": choosing,
+            "expected": found.loss,
+            "weights": weights,
+            "recipe": self.recipe,
+            "types": {name: plan.tensor_type.name for name, plan in found.plans.items()},
+        }
 
-    def compare(self, name: str) -> dict[str, Any]:
-        """Both sides of one type."""
-        theirs, their_seconds = self.peer(name)
-        out = {"llama.cpp": {**measured(theirs, self.saved), "quantising_seconds": their_seconds}}
-        ours, our_seconds = self.ours(name, theirs.stat().st_size)
-        out["bitqwen"] = {**measured(ours, self.saved), "quantising_seconds": our_seconds}
+    def row(self, path: Path, seconds: float | None) -> dict[str, Any]:
+        """A file's figures; it goes unless it is to be kept."""
+        found = {**measured(path, self.saved, self.chunks), "quantising_seconds": seconds}
         if not self.keep:
-            theirs.unlink()
-            ours.unlink()
-        return out
+            path.unlink()
+        return found
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -177,40 +326,68 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def show(name: str, both: dict[str, Any]) -> None:
-    """One type's rows as Markdown."""
-    for side, found in both.items():
-        cells = [name if side == "llama.cpp" else "", side, f"{found['bytes'] / 1e6:.0f}"]
-        for text, each in found["texts"].items():
-            cells.append(f"{text} {each['kl']:.4f} ({each['low']:.4f} to {each['high']:.4f})")
-            cells.append(f"{each['same_top']:.3f}")
-            cells.append(f"{each['perplexity']:.2f}")
-        print("| " + " | ".join(cells) + " |", flush=True)
+def show(document: dict[str, Any]) -> None:
+    """The rows as Markdown."""
+    about = document["machine"]
+    print(f"{about['cpu']}, {about['cores']} CPUs, {about['date']}\n")
+    files = document["results"]["files"]
+    texts = [f"KL {name}" for both in files.values() for found in both.values() for name in found["texts"]]
+    columns = ["no larger than", "", "MB", *dict.fromkeys(texts), "same top", "perplexity ratio", "of theirs"]
+    print("| " + " | ".join([*columns, "wanted"]) + " |")
+    print("|---" * (len(columns) + 1) + "|")
+    for name, both in files.items():
+        theirs = both.get("llama.cpp")
+        for side, found in both.items():
+            texts = found["texts"]
+            cells = [name if side == "llama.cpp" else "", side, f"{found['bytes'] / 1e6:.0f}"]
+            cells += [
+                f"{each['kl']:.3f} ({each['low']:.3f} to {each['high']:.3f})" for each in texts.values()
+            ]
+            for key, form in (("same_top", ".1%"), ("perplexity_ratio", ".2f")):
+                cells.append(" / ".join(format(each[key], form) for each in texts.values()))
+            if side == "llama.cpp" or theirs is None:
+                cells += ["", ""]
+            else:
+                ratios = [each["kl"] / theirs["texts"][text]["kl"] for text, each in texts.items()]
+                cells += [" / ".join(f"{ratio:.2f}" for ratio in ratios), f"{WANTED[name]:.2f}"]
+            print("| " + " | ".join(cells) + " |")
 
 
 def main() -> None:
     """Measures what is not in the results yet, type after type."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("llama_quantize", type=Path, help="llama.cpp's llama-quantize")
+    parser.add_argument("llama_quantize", type=Path, nargs="?", help="llama.cpp's llama-quantize")
     parser.add_argument("source", nargs="?", default="package:qwen2.5-coder-1.5b")
     parser.add_argument("--work", type=Path, default=Path("quality"), help="a folder for files")
-    parser.add_argument("--types", default=",".join(TYPES))
-    parser.add_argument("--tokens", type=int, default=16384)
+    parser.add_argument("--types", default=",".join(WANTED))
+    parser.add_argument("--side", choices=("both", "llama.cpp", "bitqwen"), default="both")
+    parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--recipe", default="fit")
-    parser.add_argument("--chunks", type=int, default=8)
+    parser.add_argument("--chunks", type=int, default=6)
     parser.add_argument("--text", action="append", metavar="NAME=PATH")
     parser.add_argument("--save", type=Path, default=Path("quality.json"))
     parser.add_argument("--keep", action="store_true", help="keep quantised files")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="print a saved table, and measure nothing")
     options = parser.parse_args()
-    results: dict[str, Any] = {}
+    if options.show:
+        show(json.loads(options.show.read_text(encoding="utf-8")))
+        return
+    if options.llama_quantize is None:
+        parser.error("LLAMA_QUANTIZE is missing")
+    results: dict[str, Any] = {"files": {}, "sensitivity": {}}
     if options.save.exists():
         results = json.loads(options.save.read_text(encoding="utf-8"))["results"]
     comparison = Comparison(options)
     for name in options.types.split(","):
-        if name not in results:
-            results[name] = comparison.compare(name)
+        both = results["files"].setdefault(name, {})
+        if "llama.cpp" not in both and options.side != "bitqwen":
+            both["llama.cpp"] = comparison.peer(name)
             machine.save(options.save, "quality", results)
-        show(name, results[name])
+        if "bitqwen" not in both and options.side != "llama.cpp":
+            both["bitqwen"] = comparison.ours(both["llama.cpp"]["bytes"], name)
+            results["sensitivity"] = {matrix: each.nats for matrix, each in comparison.sensitivity.items()}
+            machine.save(options.save, "quality", results)
+    show(json.loads(options.save.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":
