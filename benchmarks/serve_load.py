@@ -3,7 +3,8 @@
 Closed loop: a number of clients that each send the next request when the last is answered, which shows the
 most that a server can do. Open loop: requests arrive at random moments (a Poisson process), whether or not
 earlier ones are answered, as they do from people. Every prompt begins differently, so that no prefix cache
-helps; the last measurement is of a chat's second turn, where it should. Every answer has the same length.
+helps; the last measurement is of a chat's second turn, where it should. Lengths vary, the
+same ones for each server.
 
 The servers are started here, one after the other, and streamed from by the same client. llama-server (of a
 build folder given by --llama-server) has as many slots as there are clients at most; the server of
@@ -75,7 +76,8 @@ class Server:
         process = subprocess.Popen(
             self._command(port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ
         )
-        limits = httpx.Limits(max_connections=None)
+        # A new connection for each request: llama-server sometimes closes one that is about to be used.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         try:
             async with httpx.AsyncClient(
                 base_url=f"http://127.0.0.1:{port}", timeout=900, limits=limits
@@ -128,6 +130,15 @@ def prompt(rng: random.Random, words: int) -> str:
     return f"{rng.random()} " + " ".join(rng.choices(WORDS, k=words))
 
 
+async def ask_once(client: httpx.AsyncClient, rng: random.Random, options: argparse.Namespace) -> Sample:
+    """A prompt and an answer between half and one and a half times as long as the options say.
+
+    Answers of one length would keep closed loops in step, so that no prompt is read while others write.
+    """
+    words, tokens = (round(length * rng.uniform(0.5, 1.5)) for length in (options.words, options.tokens))
+    return await ask(client, prompt(rng, words), tokens)
+
+
 async def ask(client: httpx.AsyncClient, text: str, tokens: int) -> Sample:
     """Streams one completion; greedy, to its full length."""
     sample = Sample(time.perf_counter())
@@ -153,21 +164,22 @@ async def ask(client: httpx.AsyncClient, text: str, tokens: int) -> Sample:
 
 
 async def open_loop(client: httpx.AsyncClient, rate: float, options: argparse.Namespace) -> list[Sample]:
-    rng = random.Random(1)
+    rng = random.Random(f"{rate} requests/s")
     tasks: list[asyncio.Task[Sample]] = []
     started = time.perf_counter()
     while (now := time.perf_counter() - started) < options.seconds or not tasks:
-        tasks.append(asyncio.create_task(ask(client, prompt(rng, options.words), options.tokens)))
+        # Each has its own numbers, so that requests are the same whatever the server's speed.
+        own = random.Random(rng.random())
+        tasks.append(asyncio.create_task(ask_once(client, own, options)))
         await asyncio.sleep(min(rng.expovariate(rate), max(0.0, options.seconds - now)))
     return list(await asyncio.gather(*tasks))
 
 
 async def closed_loop(client: httpx.AsyncClient, clients: int, options: argparse.Namespace) -> list[Sample]:
     async def one(number: int) -> list[Sample]:
-        rng = random.Random(number)
-        return [
-            await ask(client, prompt(rng, options.words), options.tokens) for _ in range(options.requests)
-        ]
+        # No prompt is that of another load: it would be in the servers' caches.
+        rng = random.Random(f"client {number} of {clients}")
+        return [await ask_once(client, rng, options) for _ in range(options.requests)]
 
     made = await asyncio.gather(*(one(number) for number in range(clients)))
     return [sample for samples in made for sample in samples]
@@ -258,8 +270,10 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2, help="closed loop: requests of each client")
     parser.add_argument("--rates", default="0.2", help="open loop: requests a second")
     parser.add_argument("--seconds", type=float, default=60, help="open loop: how long they arrive")
-    parser.add_argument("--words", type=int, default=64, help="of a prompt; about as many tokens")
-    parser.add_argument("--tokens", type=int, default=64, help="of an answer")
+    parser.add_argument(
+        "--words", type=int, default=64, help="of a prompt, in the mean; about as many tokens"
+    )
+    parser.add_argument("--tokens", type=int, default=64, help="of an answer, in the mean")
     parser.add_argument(
         "--history", type=int, default=2000, help="words of the chat's history; 0 leaves it out"
     )

@@ -177,15 +177,11 @@ class Soak:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
-        self._started = time.monotonic()
+        self.minutes = 0.0  # that it ran: a laptop's sleep, or a stopped process, is no time
         self.done: Counter[str] = Counter()
         self.wrong: Counter[str] = Counter()
         self.warm = 0
         self.rows: list[tuple[float, int, int]] = []  # minutes, requests, bytes
-
-    @property
-    def minutes(self) -> float:
-        return (time.monotonic() - self._started) / 60
 
     def over(self) -> bool:
         if self._options.minutes:
@@ -201,11 +197,17 @@ class Soak:
             except (Wrong, httpx.HTTPError, ValueError, KeyError) as error:
                 self.wrong[f"{kind.__name__}: {error!r:.300}"] += 1
             self.done[kind.__name__] += 1
+            if self._options.pause:
+                await asyncio.sleep(rng.expovariate(1 / self._options.pause))
 
     async def watch(self, process: psutil.Process) -> None:
         step = max(50, self._options.requests // 20)
         upcoming = self._options.warm_up
+        looked = time.monotonic()
         while True:
+            now = time.monotonic()
+            self.minutes += min(now - looked, 5.0) / 60
+            looked = now
             if self.done.total() >= upcoming:
                 self.note(process)
                 upcoming = self.done.total() + step
@@ -244,6 +246,9 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=1000, help="requests before memory is looked at")
     parser.add_argument("--growth", type=float, default=2.0, help="percent that memory may grow after that")
     parser.add_argument("--clients", type=int, default=6)
+    parser.add_argument(
+        "--pause", type=float, default=0, help="seconds between a client's requests, in the mean"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--cache-positions", type=int, default=8192)

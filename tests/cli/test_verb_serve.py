@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import urllib.error
@@ -12,6 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -42,9 +46,10 @@ def serving(
         process.communicate()
 
 
-def get(url: str, **headers: str) -> tuple[int, dict]:
+def get(url: str, context: ssl.SSLContext | None = None, **headers: str) -> tuple[int, dict]:
+    request = urllib.request.Request(url, headers=headers)
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=30, context=context) as response:
             return response.status, json.load(response)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -75,6 +80,104 @@ def test_settings_come_from_flags_environment_and_file_in_this_order(tiny_gguf, 
         assert models["data"][0]["id"] == tiny_gguf.stem
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) in {0, -signal.SIGTERM}
+
+
+def test_every_flag_sets_what_it_is_called_after(tiny_gguf, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("sesame")
+    flags = {
+        "alias": "coder",
+        "models_dir": tmp_path,
+        "keep_alive": "90s",
+        "memory_budget": "2GB",
+        "threads": 1,
+        "context": 200,
+        "kv": "q8",
+        "cache_positions": 300,
+        "host": "localhost",
+        "api_key_file": keys,
+        "cors_origin": "https://friend.example",
+        "max_batch": 3,
+        "max_queue": 4,
+        "prefill_tokens": 5,
+        "prefix_cache_dir": tmp_path / "prefixes",
+        "max_tokens": 6,
+        "request_seconds": 7,
+        "drain_seconds": 8,
+        "log_level": "info",
+    }
+    arguments = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", value)]
+    switches = ["--insecure", "--no-ui", "--no-prefix-cache", "--log-prompts"]
+    with serving(tiny_gguf, *arguments, *switches) as (_, log, _):
+        settings = log[0]
+    expected = flags | {"insecure": True, "ui": False, "prefix_cache": False, "log_prompts": True}
+    expected |= {"alias": ["coder"], "cors_origins": [expected.pop("cors_origin")]}
+    expected |= {"keep_alive": 90, "memory_budget": 2_000_000_000}
+    expected |= {name: str(value) for name, value in expected.items() if isinstance(value, Path)}
+    assert {name: settings[name] for name in expected} == expected
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl, to make a certificate")
+def test_https(tiny_gguf, tmp_path):
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+    ]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert]
+    subprocess.run(command, check=True, capture_output=True)
+    trusting = ssl.create_default_context(cafile=cert)
+    with serving(tiny_gguf, "--tls-cert", cert, "--tls-key", key) as (_, _, url):
+        assert url.startswith("https://")
+        assert get(f"{url}/v1/models", trusting)[1]["data"][0]["id"] == tiny_gguf.stem
+        with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+            get(f"{url}/v1/models")
+
+
+def streaming(url: str, **fields: object) -> socket.socket:
+    """A connection on which a stream has begun."""
+    host, port = url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)))
+    connection.settimeout(60)
+    body = json.dumps(
+        {"model": "tiny", "prompt": "the fox", "ignore_eos": True, "stream": True} | fields
+    ).encode()
+    connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body))
+    connection.sendall(body)
+    assert connection.recv(15) == b"HTTP/1.1 200 OK"
+    return connection
+
+
+def test_sigterm_lets_answers_finish_and_takes_no_more(tiny_gguf):
+    with serving(tiny_gguf, "--drain-seconds", 60) as (process, _, url):
+        until_loaded(url)
+        with streaming(url, max_tokens=900) as connection:
+            process.send_signal(signal.SIGTERM)
+            received = b""
+            while chunk := connection.recv(65536):
+                received += chunk
+        assert b'"finish_reason":"length"' in received
+        assert b"data: [DONE]" in received
+        assert process.wait(timeout=60) in {0, -signal.SIGTERM}
+        with pytest.raises(urllib.error.URLError):
+            get(f"{url}/health")
+
+
+def test_sigterm_does_not_wait_for_ever(tiny_gguf):
+    """A client that does not read would keep its answer unfinished until its deadline, ten minutes away."""
+    with serving(tiny_gguf, "--drain-seconds", 1, BITQWEN_SERVE_STREAM_BUFFER="2") as (process, _, url):
+        until_loaded(url)
+        with streaming(url, max_tokens=1000, logprobs=100):
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=120) in {0, -signal.SIGTERM}
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_process(bitqwen, tmp_path):

@@ -137,6 +137,50 @@ def test_a_kv_cache_much_too_small_for_all_serves_them_one_after_the_other(start
         assert answer.json()["choices"][0]["text"] == expected
 
 
+def test_a_kernel_that_fails_costs_its_requests_only_until_it_fails_always(start_app, monkeypatch, caplog):
+    client = start_app()
+    batch = client.live.served.scheduler.loop._batch
+    real, failing = batch.step, 1
+
+    def step(work, wanted):
+        nonlocal failing
+        if failing:
+            failing -= 1
+            raise RuntimeError("thread 1 of the pool failed at 0x7f00")
+        return real(work, wanted=wanted)
+
+    monkeypatch.setattr(batch, "step", step)
+    free = client.live.served.language_model.model.free_positions
+    failed = client.post(COMPLETE, body())
+    assert failed.status_code == 500
+    assert "0x7f00" not in failed.text
+    assert "0x7f00" in caplog.text
+    assert client.live.served.language_model.model.free_positions == free
+    assert client.post(COMPLETE, body()).status_code == 200
+    assert client.get("/health").json()["status"] == "ok"
+    failing = 1000
+    streamed = client.post(COMPLETE, body(stream=True))
+    assert "server_error" in streamed.text
+    assert [client.post(COMPLETE, body()).status_code for _ in range(3)] == [500, 500, 503]
+    assert client.get("/health").json()["status"] == "broken"
+    assert client.get("/ready").status_code == 503
+
+
+def test_health_while_the_queue_is_full(start_app):
+    client = start_app(max_batch=1, max_queue=1, max_choices=1, stream_buffer=1)
+    scheduler = client.live.served.scheduler
+    asked = raw_request(client, body(max_tokens=None, ignore_eos=True, stream=True, logprobs=100))
+    with socket.create_connection(address(client)) as one, socket.create_connection(address(client)) as two:
+        for connection in (one, two):  # neither is read: the first one stays in the batch
+            connection.sendall(asked)
+        until(lambda: scheduler.full)
+        health = client.get("/health")
+        assert (health.status_code, health.json()["status"]) == (200, "overloaded")
+        assert client.get("/ready").status_code == 503
+        assert client.post(COMPLETE, body()).status_code == 503
+    until(lambda: client.get("/ready").status_code == 200)
+
+
 def test_a_deadline_ends_a_stream_with_an_event_and_an_answer_with_504(start_app):
     client = start_app(request_seconds=0.001)
     answer = client.post(COMPLETE, body(max_tokens=None))

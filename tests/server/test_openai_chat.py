@@ -316,9 +316,11 @@ def test_what_is_not_supported_is_refused_by_name(ask, fields, param, message):
 
 
 def test_the_prompt_may_not_be_longer_than_the_context(ask, language_model):
-    response = ask(messages=[{"role": "user", "content": "fox " * 2000}])
+    messages = [{"role": "user", "content": "fox " * 2000}]
+    response = ask(messages=messages)
     assert response.status_code == 400
     error = response.json()["error"]
+    assert f"{len(language_model.encode_prompt(messages))} tokens" in error["message"]
     assert error["code"] == "context_length_exceeded"
     assert f"the context holds {language_model.context}" in error["message"]
 

@@ -98,6 +98,20 @@ class TestCompletions:
         expected = client.post("/v1/completions", {**body, "prompt": ids, "suffix": None})
         assert texts(client.post("/v1/completions", body))[0] == texts(expected)[0]
 
+    @pytest.mark.real
+    def test_a_coder_model_fills_the_gap(self, real_model):
+        import httpx
+        from live import LiveServer
+
+        from bitqwen.generation.language_model import LanguageModel
+
+        body = {"model": "tiny", "prompt": "def add(a, b):\n    return ", "suffix": "\n\nprint(add(1, 2))\n"}
+        with LiveServer(LanguageModel.load(real_model, context=512)) as live:
+            asked = body | {"temperature": 0, "max_tokens": 16}
+            answer = httpx.post(f"{live.url}/v1/completions", json=asked, timeout=120)
+        (choice,) = answer.json()["choices"]
+        assert (choice["text"].strip(), choice["finish_reason"]) == ("a + b", "stop")
+
     def test_best_of_is_refused_by_name(self, complete):
         error = complete(best_of=2).json()["error"]
         assert (error["param"], error["code"]) == ("best_of", "unsupported_parameter")
@@ -160,10 +174,23 @@ class TestTokens:
         asked = client.post("/tokenize", {"content": "<|im_end|>", "parse_special": True}).json()
         assert asked == {"tokens": [control]}
 
+    def test_a_beginning_only_if_asked_and_if_the_model_has_one(self, client, monkeypatch):
+        fox = client.post("/tokenize", {"content": "fox"}).json()["tokens"]
+        asked = {"content": "fox", "add_special": True}
+        assert client.post("/tokenize", asked).json()["tokens"] == fox
+        tokenizer = client.live.served.language_model.tokenizer
+        monkeypatch.setattr(tokenizer, "add_bos", True)
+        monkeypatch.setattr(tokenizer, "bos_id", 7)
+        assert client.post("/tokenize", asked).json()["tokens"] == [7, *fox]
+        assert client.post("/tokenize", {"content": "fox"}).json()["tokens"] == fox
+
     def test_the_template(self, client, language_model):
         messages = [{"role": "user", "content": "Hi"}]
         made = client.post("/apply-template", {"messages": messages}).json()
         assert made == {"prompt": language_model.template.render(messages)}
+        tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+        shown = client.post("/apply-template", {"messages": messages, "tools": tools}).json()
+        assert shown == {"prompt": language_model.template.render(messages, tools)}
         open_end = client.post("/apply-template", {"messages": messages, "add_generation_prompt": False})
         assert open_end.json()["prompt"] == language_model.template.render(
             messages, add_generation_prompt=False

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import time
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from bitqwen.errors import ContextLengthError, UsageError
 from bitqwen.generation.sampling import SamplingParams
 from bitqwen.server.errors import ApiError
+from bitqwen.server.handle import GenerationHandle
 from bitqwen.server.requests import Delta, GenerationRequest
 from bitqwen.server.scheduler import Scheduler
 
@@ -33,6 +37,13 @@ def tokens(made: list[Delta], choice: int = 0) -> list[int]:
 async def settled(scheduler: Scheduler) -> None:
     while scheduler.running or scheduler.queued:
         await asyncio.sleep(0.001)
+
+
+def until(condition) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.002)
 
 
 PROMPTS = [list(range(3, 3 + n)) for n in (1, 20, 60, 130, 7, 33, 200, 2, 90)]
@@ -229,3 +240,83 @@ def test_an_engine_that_fails_again_and_again_is_broken(start_scheduler, monkeyp
 
     asyncio.run(run())
     assert scheduler.broken
+
+
+def test_a_long_prompt_does_not_stall_those_who_write(start_scheduler):
+    """However many answers there are, a step computes no more than it may, and the prompt gets on."""
+    scheduler = start_scheduler(prefill_tokens=16, step_tokens=256, prefix_cache=False)
+    steps = []
+    scheduler.loop.on_step = lambda seconds, tokens: steps.append(tokens)
+
+    async def run(writers: int) -> tuple[list[int], int]:
+        others = [scheduler.submit(request([5 + i], max_tokens=400)) for i in range(writers)]
+        for other in others:
+            await anext(other)
+        steps.clear()
+        before = [other.usage.completion_tokens for other in others]
+        made = await deltas(scheduler, request(list(range(3, 303)), max_tokens=1))
+        during = [other.usage.completion_tokens - b for other, b in zip(others, before, strict=True)]
+        seen = list(steps)
+        for other in others:
+            other.cancel()
+        await settled(scheduler)
+        assert len(tokens(made)) == 1
+        return seen, min(during)
+
+    for writers, prompt_tokens in ((1, 15), (6, 10), (14, 4)):
+        seen, written = asyncio.run(run(writers))
+        assert max(seen) == writers + prompt_tokens
+        # The others wrote a token with each of the steps that the prompt took.
+        assert written >= 300 // prompt_tokens
+
+
+def test_who_asks_for_little_does_not_wait_for_who_asks_for_much(start_scheduler):
+    """A place that becomes free goes to the client with the least at work, not to the longest queue."""
+    scheduler = start_scheduler(max_batch=2, stream_buffer=1)
+    ended = []
+
+    async def read(name: str, handle: GenerationHandle) -> None:
+        async for _ in handle:
+            pass
+        ended.append(name)
+
+    async def run():
+        # Nobody reads the first two, so that they keep their places until all others wait.
+        first = [scheduler.submit(request([5 + i], client="many")) for i in range(2)]
+        while scheduler.running < 2:
+            await asyncio.sleep(0.001)
+        names = ["many"] * 8 + ["few"] * 2
+        waiting = [
+            read(name, scheduler.submit(request([9 + i], client=name, max_tokens=8)))
+            for i, name in enumerate(names)
+        ]
+        for handle in first:
+            handle.cancel()
+        await asyncio.gather(*waiting)
+
+    asyncio.run(run())
+    assert len(ended) == 10
+    assert max(i for i, name in enumerate(ended) if name == "few") < 6
+
+
+def test_a_request_leaves_nothing_for_the_garbage_collector(start_scheduler):
+    """What refers to itself stays until old objects are looked at, which happens ever more rarely."""
+    scheduler = start_scheduler()
+    ended = []
+    scheduler.loop.on_end = lambda job, error: ended.append(weakref.ref(job))
+
+    async def one(left: bool) -> None:
+        async with scheduler.submit(request(PROMPTS[3], choices=2)) as handle:
+            await anext(handle)
+            if not left:
+                async for _ in handle:
+                    pass
+        await settled(scheduler)
+
+    gc.disable()
+    try:
+        for left in (True, False):
+            asyncio.run(one(left))
+        until(lambda: len(ended) == 2 and all(job() is None for job in ended))
+    finally:
+        gc.enable()

@@ -95,3 +95,17 @@ def test_the_recipes_of_clients_lead_to_the_server(start_app):
 def test_the_example_settings_are_settings():
     settings = read(ROOT / "examples" / "server" / "server.toml", {})
     assert settings.cache_positions == 65536
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not on this machine")
+def test_the_systemd_unit_is_one(tmp_path):
+    text = (ROOT / "examples" / "server" / "bitqwen.service").read_text(encoding="utf-8")
+    program = re.search(r"^ExecStart=(\S+) serve (.+)$", text, re.MULTILINE)
+    assert program is not None
+    unit = tmp_path / "bitqwen.service"
+    unit.write_text(text.replace(program[1], "/bin/true"), encoding="utf-8")  # a program that is there
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "bitqwen.service" not in done.stderr  # where it says what it passed over
+    flags = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert all(f"`{flag}`" in flags for flag in re.findall(r"--[a-z-]+", program[2]))

@@ -155,7 +155,8 @@ def serve(
         _option(
             "--prefill-tokens",
             metavar="N",
-            help="Prompt tokens read in a step while answers are being written: 64 by default.",
+            help="Tokens computed in a step in which answers are written, those of prompts included: 64 by "
+            "default.",
             panel=_SCHEDULING,
         ),
     ] = None,

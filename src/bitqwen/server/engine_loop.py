@@ -227,13 +227,24 @@ class EngineLoop:
         self._mailbox.leave()
         reading.end(error)
 
+    def _prompt_tokens(self, writing: int) -> int:
+        """Tokens of prompts that a step may read while it writes to ``writing`` answers.
+
+        An answer's token is as much work as a prompt's, so they share a bound: a step takes about as long
+        however many answers there are. At least a quarter of it is left to prompts.
+        """
+        if not writing:
+            return self._settings.step_tokens
+        limit = self._settings.prefill_tokens
+        return max(limit - writing, -(-limit // 4))
+
     def _plan(self) -> list[tuple[Sequence, list[int]]]:
         """Sequences of the next step with the ids that each one computes."""
         limit = self._settings.stream_buffer
         ready = [s for s in self._running if s.job.handle is not None and s.job.handle.backlog < limit]
         writing = [(sequence, list(sequence.next_ids(1))) for sequence in ready if sequence.writing]
         reading = sorted((s for s in ready if not s.writing), key=lambda sequence: sequence.missing)
-        budget = self._settings.prefill_tokens if writing else self._settings.step_tokens
+        budget = self._prompt_tokens(len(writing))
         work = writing
         for i, sequence in enumerate(reading):
             # The same share for all; what a short prompt leaves of its share goes to the longer ones.
@@ -363,6 +374,7 @@ class EngineLoop:
         if job.handle is not None:
             self._outbox.setdefault(job.handle, []).append(error)
         self.on_end(job, error)
+        job.let_go()
 
     def _send(self) -> None:
         """Hands everything to the event loops, each woken once."""

@@ -55,6 +55,15 @@ class Job:
             self.started = time.monotonic()
             self.usage.queued_seconds = self.started - self.submitted
 
+    def let_go(self) -> None:
+        """Drops what refers back to it, so that all memory of a request goes with the last who holds it.
+
+        Left to the garbage collector, requests would pile up until it looks at old objects, which it does
+        the more rarely the more there are.
+        """
+        self.handle = None
+        self.sequences = []
+
     def note_step(self, tokens: int) -> None:
         """Notes that a step made ``tokens`` tokens for it."""
         now = time.monotonic()

@@ -103,8 +103,8 @@ class ServerSettings(BaseSettings):
         64,
         ge=1,
         le=4096,
-        description="Prompt tokens read in a step while answers are being written; bounds what a long prompt "
-        "adds to the others' time between tokens.",
+        description="Tokens of a step in which answers are written: one for each of them, and the rest, but "
+        "at least a quarter, for prompts. Bounds the time between tokens.",
     )
     prefix_cache: bool = Field(True, description="Reuse what was computed for equal beginnings of prompts.")
     prefix_cache_dir: Path | None = Field(

@@ -102,8 +102,9 @@ class EventStream(Response):
             while True:
                 if upcoming is None:
                     upcoming = asyncio.ensure_future(anext(self._events))
-                done, _ = await asyncio.wait({upcoming}, timeout=self._ping_seconds)
-                if not done:
+                # Its result is not kept: the end's exception would hold this frame, and the frame it.
+                await asyncio.wait({upcoming}, timeout=self._ping_seconds)
+                if not upcoming.done():
                     await _send_text(send, self._ping)
                     continue
                 try:
