@@ -18,6 +18,7 @@ from typing import Any
 from bitqwen.measure.bench import tables
 
 Row = dict[str, Any]
+_HALF = 15.5  # bits per weight; norms of half-precision files have 32
 
 
 def ratio(ours: Row, theirs: Row) -> str:
@@ -45,32 +46,34 @@ def _name(row: Row) -> str:
 
 
 def table(document: dict[str, Any]) -> list[str]:
-    """Markdown: a line for each test of each of our files, then the peers' own speeds.
+    """Markdown: a line for each test and side, ours with its ratios to each half-precision peer.
 
     Raises:
         SystemExit: nothing to compare with.
     """
     rows: list[Row] = document["rows"]
-    peers = [row for row in rows if row["peer"]]
-    if not peers:
-        raise SystemExit("This report has no peer: run bitqwen bench with --against f16.gguf")
-    names = list(dict.fromkeys(_name(row) for row in peers))
-    heads = ["file", "GB", "test", "tokens/s", *(f"over {name}" for name in names)]
-    heads += ["joules, over the same", "KL divergence"]
+    halves = [row for row in rows if row["peer"] and (row["bits_per_weight"] or 0) > _HALF]
+    if not halves:
+        raise SystemExit("This report has no peer in half precision: bitqwen bench ... --against f16.gguf")
+    names = list(dict.fromkeys(_name(row) for row in halves))
+    heads = ["test", "file", "GB", "tokens/s", *(f"over {name}" for name in names)]
+    heads += ["over a peer on the same file", "joules, of theirs", "KL divergence"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for row in rows:
-        against = {_name(peer): peer for peer in peers if _comparable(row, peer)}
-        # Of a peer's own row the ratios are the other way round: what is said is its speed.
-        ratios = [ratio(row, against[n]) if n in against and not row["peer"] else "" for n in names]
-        joules = ", ".join(dict.fromkeys(energy(row, peer) for peer in against.values()))
+    # A peer's own row has no ratios: they would be the same ones, upside down.
+    for row in sorted(rows, key=lambda row: str(row["test"])):
+        mine = [] if row["peer"] else [peer for peer in halves if _comparable(row, peer)]
+        against = {_name(peer): peer for peer in mine}
+        same = [p for p in rows if p["peer"] and p not in halves and p["model"] == row["model"]]
+        same = [] if row["peer"] else [peer for peer in same if _comparable(row, peer)]
         cells = [
+            row["test"],
             _name(row),
             f"{row['model_bytes'] / 1e9:.2f}",
-            row["test"],
             f"{row['tokens_per_second']:.1f} ± {row['sigma']:.1f}",
-            *ratios,
-            "" if row["peer"] else joules,
-            "the source" if row["peer"] else quality(row),
+            *(ratio(row, against[name]) if name in against else "" for name in names),
+            ", ".join(ratio(row, peer) for peer in same),
+            ", ".join(dict.fromkeys(energy(row, peer) for peer in mine)),
+            "" if row["peer"] else quality(row),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     reasons = {row["energy_reason"] for row in rows if row["energy_reason"]}

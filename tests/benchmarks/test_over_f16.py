@@ -31,6 +31,7 @@ def row(model, samples, *, engine="bitqwen", peer=False, joules=None, quality=No
         "joules_per_token": joules,
         "energy_reason": None if joules else "no counter",
         "quality": quality,
+        "bits_per_weight": 16.002 if model == "f16" else 4.5,
     }
 
 
@@ -53,17 +54,17 @@ def test_ratios_are_taken_round_by_round(over_f16):
             row("w4", [20.0, 30.0, 50.0], quality=receipt),
             row("f16", [10.0, 10.0, 10.0], peer=True),
             row("f16", [5.0, 10.0, 25.0], peer=True, engine="llama-cpp-python"),
+            row("w4", [20.0, 20.0, 20.0], peer=True, engine="llama-cpp-python"),
             row("f16", [1.0, 1.0, 1.0], peer=True, threads=1),
         )
     )
     assert lines[0].startswith("A CPU")
-    assert "over f16 | over f16, llama-cpp-python 1.2 |" in lines[2]
-    ours = lines[4]
-    assert ours.startswith(
-        "| w4 | 2.50 | tg8 | 33.3 ± 1.0 | **3.00** (2.00 to 5.00) | **3.00** (2.00 to 4.00) |"
+    assert "| over f16 | over f16, llama-cpp-python 1.2 | over a peer on the same file |" in lines[2]
+    assert lines[4] == (
+        "| tg8 | w4 | 2.50 | 33.3 ± 1.0 | **3.00** (2.00 to 5.00) | **3.00** (2.00 to 4.00) "
+        "| **1.50** (1.00 to 2.50) | not readable | prose 0.0512, code 0.0249 |"
     )
-    assert "not readable" in ours
-    assert "prose 0.0512, code 0.0249" in ours
+    assert lines[5] == "| tg8 | f16 | 2.50 | 10.0 ± 1.0 |  |  |  |  |  |"
     assert lines[-1] == "no counter"
 
 
