@@ -109,6 +109,15 @@ def test_markdown_has_the_machine_the_spread_and_the_reason(model):
     assert "speed-up" not in text
 
 
+def test_more_than_the_memorys_bandwidth_is_explained(model):
+    one = row(model, facts={**FACTS, "decode_bytes": 1000}, bandwidth=10_000.0)
+    assert "More than 100 %" not in tables.markdown(report(one))
+    one.bandwidth = one.read_rate / 2
+    text = tables.markdown(report(one))
+    assert "200%" in text
+    assert "More than 100 %" in text
+
+
 def test_markdown_with_a_peer_has_ratios(model):
     peer = row(model, engine="llama-cpp-python", seconds=(4.0, 2.0), facts={"version": "1.2"})
     text = tables.text(report(row(model), peer), "md")

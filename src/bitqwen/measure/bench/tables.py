@@ -106,6 +106,8 @@ def _remarks(report: Report) -> list[str]:
         "± is one standard deviation of a repetition. % of peak: for tg the share of that bandwidth, for pp "
         "of the int8 peak (the layers' matrices alone)."
     )
+    if any((row.bandwidth_share or 0) > 1 for row in report.rows):
+        lines.append("More than 100 %: that much of the model stays in a cache, which is faster than memory.")
     if any(row.side.peer for row in report.rows):
         lines.append(
             "speed-up, energy: of ours over the peer's, in the peer's row; of the same model if we ran it."
