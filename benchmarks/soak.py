@@ -195,7 +195,9 @@ class Soak:
             try:
                 await kind(rng)
             except (Wrong, httpx.HTTPError, ValueError, KeyError) as error:
-                self.wrong[f"{kind.__name__}: {error!r:.300}"] += 1
+                what = f"{kind.__name__}: {error!r:.300}"
+                self.wrong[what] += 1
+                print(f"{self.minutes:7.1f} min {what}", flush=True)
             self.done[kind.__name__] += 1
             if self._options.pause:
                 await asyncio.sleep(rng.expovariate(1 / self._options.pause))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -154,6 +156,16 @@ def streaming(url: str, **fields: object) -> socket.socket:
     connection.sendall(body)
     assert connection.recv(15) == b"HTTP/1.1 200 OK"
     return connection
+
+
+def test_a_connection_outlives_what_clients_keep_it_for(tiny_gguf):
+    """A client that uses it again after five seconds must not meet a server that is just closing it."""
+    with serving(tiny_gguf) as (_, _, url):
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+        for pause in (6, 0):
+            connection.request("GET", "/health")
+            assert json.load(connection.getresponse())["status"] in {"ok", "loading"}
+            time.sleep(pause)
 
 
 def test_sigterm_lets_answers_finish_and_takes_no_more(tiny_gguf):

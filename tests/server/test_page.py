@@ -268,6 +268,10 @@ class TestAccess:
     ) -> None:
         script.answers = [ANSWER + "x" * 80]
         page = open_page(viewport={"width": width, "height": 640}, color_scheme=scheme)
+        page.locator("summary").click()
+        hint, field = page.locator("#empty").bounding_box(), page.get_by_label("Message").bounding_box()
+        assert hint["y"] + hint["height"] <= field["y"]
+        page.locator("summary").click()
         ask(page, "How?")
         wait_for_answers(page, 1)
         page.locator("summary").click()

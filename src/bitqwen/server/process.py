@@ -17,6 +17,10 @@ from bitqwen.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
+# Longer than clients keep a connection (httpx, and so openai's and anthropic's: 5 s): whoever closes first
+# must not be the server, which may do so just when the next request is on its way.
+_IDLE_SECONDS = 75
+
 
 def serve(settings: ServerSettings) -> None:
     """Listens and answers until SIGTERM or Ctrl-C; then finishes what runs, for ``drain_seconds`` at most.
@@ -43,6 +47,7 @@ def serve(settings: ServerSettings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
