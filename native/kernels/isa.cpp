@@ -46,11 +46,13 @@ constexpr IsaEntry kEntries[] = {
     {Isa::kNeon, "neon", "NEON", neon_kernels},
     {Isa::kNeonDotprod, "neon-dotprod", "NEON and the dot-product instructions (FEAT_DotProd)",
      neon_dotprod_kernels},
+    {Isa::kNeonI8mm, "neon-i8mm",
+     "NEON, the dot-product and the int8 matrix instructions (FEAT_DotProd, FEAT_I8MM)", neon_i8mm_kernels},
 #else
     {Isa::kNeon, "neon", "a 64-bit ARM CPU", nullptr},
     {Isa::kNeonDotprod, "neon-dotprod", "a 64-bit ARM CPU", nullptr},
+    {Isa::kNeonI8mm, "neon-i8mm", "a 64-bit ARM CPU", nullptr},
 #endif
-    {Isa::kNeonI8mm, "neon-i8mm", "a 64-bit ARM CPU with FEAT_I8MM", nullptr},
 };
 
 const IsaEntry& entry(Isa isa) {
@@ -84,6 +86,29 @@ X86Features probe() {
 }
 #endif
 
+#if defined(__aarch64__)
+struct ArmFeatures {
+  bool dotprod = false, i8mm = false;
+};
+
+ArmFeatures probe() {
+  ArmFeatures found;
+#if defined(__linux__)
+  found.dotprod = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+  found.i8mm = (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0;
+#elif defined(__APPLE__)
+  const auto has = [](const char* name) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+  };
+  found.dotprod = has("hw.optional.arm.FEAT_DotProd");
+  found.i8mm = has("hw.optional.arm.FEAT_I8MM");
+#endif
+  return found;
+}
+#endif
+
 bool cpu_has(Isa isa) {
 #if defined(__x86_64__)
   static const X86Features found = probe();
@@ -97,21 +122,12 @@ bool cpu_has(Isa isa) {
     default: return false;
   }
 #elif defined(__aarch64__)
+  static const ArmFeatures found = probe();
   switch (isa) {
     case Isa::kScalar:
     case Isa::kNeon: return true;
-    case Isa::kNeonDotprod:
-#if defined(__linux__)
-      return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
-#elif defined(__APPLE__)
-    {
-      int value = 0;
-      size_t size = sizeof value;
-      return sysctlbyname("hw.optional.arm.FEAT_DotProd", &value, &size, nullptr, 0) == 0 && value != 0;
-    }
-#else
-      return false;
-#endif
+    case Isa::kNeonDotprod: return found.dotprod;
+    case Isa::kNeonI8mm: return found.dotprod && found.i8mm;
     default: return false;
   }
 #else

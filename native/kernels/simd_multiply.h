@@ -31,15 +31,6 @@ template <int kColumns>
 using TileRows = Rows<typename V::Lanes, V::registers(kColumns)>;
 using BlockRows = Rows<typename V::Lanes, kRowBlock / V::Lanes::kRows>;
 
-template <int... kIndex, class Body>
-BITQWEN_INLINE void each_index(std::integer_sequence<int, kIndex...>, Body&& body) {
-  (body(std::integral_constant<int, kIndex>{}), ...);
-}
-template <int kCount, class Body>
-BITQWEN_INLINE void unrolled(Body&& body) {
-  each_index(std::make_integer_sequence<int, kCount>{}, body);
-}
-
 // Where one tile's activations stand, from some column k on. n columns interleaved.
 struct TileView {
   const int8_t* codes;
@@ -159,7 +150,6 @@ BITQWEN_INLINE void add_unit(const uint8_t* unit, int row, const TileView& x,
   constexpr int kCellsPerGroup = kInfo.cells_per_group();
   constexpr int kPlaces = places<kFormat, kColumns>();
   constexpr int kOffset = kInfo.offset;
-  using Dot = typename R::template Dot<kInfo.bits()>;
   using Floats = typename R::Floats;
   const UnitScales<R, kFormat> scales(unit, row);
   const uint8_t* chunk = unit + kInfo.header_bytes() + 4 * row;
@@ -170,11 +160,8 @@ BITQWEN_INLINE void add_unit(const uint8_t* unit, int row, const TileView& x,
       constexpr int kCell = decltype(in_group)::value;
       const int cell = g * kCellsPerGroup + kCell;
       const int32_t* offsets = x.offsets + cell * kColumns;
-      Dot dot[kColumns][kPlaces];
-      unrolled<kColumns>([&](auto c) BITQWEN_INLINE_LAMBDA {
-        dot[c][0].template start<kOffset>(offsets + c);
-        for (int p = 1; p < kPlaces; ++p) dot[c][p].template start<0>(offsets);
-      });
+      V::Dots<R, kInfo.bits(), kColumns, kPlaces> dots;
+      dots.template start<kOffset>(offsets);
       for (int part = 0; part < kChunksPerCell; ++part) {
         if constexpr (kCell == 0) {
           for (int i = 0; i < kInfo.chunk_bytes(); i += 64) V::prefetch(chunk + kPrefetchBytes + i);
@@ -183,9 +170,7 @@ BITQWEN_INLINE void add_unit(const uint8_t* unit, int row, const TileView& x,
           constexpr int kInCell = decltype(step)::value;
           constexpr int kStep = kCell * kStepsPerCell + kInCell;
           const typename R::Bytes w = step_codes<R, kFormat, kStep, (kPlaces > 1)>(chunk);
-          unrolled<kColumns>([&](auto c) BITQWEN_INLINE_LAMBDA {
-            dot[c][kStep % kPlaces].template add<kInCell>(w, R::quad(codes + 4 * (kStep * kColumns + c)));
-          });
+          dots.template add<kStep % kPlaces, kInCell>(w, codes + 4 * kStep * kColumns);
         });
         if constexpr (kCell == kCellsPerGroup - 1) {
           chunk += kInfo.chunk_bytes();
@@ -196,11 +181,7 @@ BITQWEN_INLINE void add_unit(const uint8_t* unit, int row, const TileView& x,
       Floats minus_minimum;
       if constexpr (kInfo.has_minimum()) minus_minimum = scales.minus_minimum(cell);
       unrolled<kColumns>([&](auto c) BITQWEN_INLINE_LAMBDA {
-        unrolled<kPlaces - 1>([&](auto place) BITQWEN_INLINE_LAMBDA {
-          constexpr int kPlace = decltype(place)::value + 1;
-          dot[c][0].template add_shifted<kPlace * kInfo.low_bits>(dot[c][kPlace]);
-        });
-        const Floats value = dot[c][0].template value<kOffset>(offsets + c);
+        const Floats value = dots.template value<decltype(c)::value, kOffset, kInfo.low_bits>(offsets);
         if constexpr (kInfo.has_minimum()) {
           const Floats sum = R::broadcast(x.sums + cell * kColumns + c);
           t[c] = kCell == 0 ? R::mul(minus_minimum, sum) : R::fma(minus_minimum, sum, t[c]);
@@ -225,39 +206,41 @@ BITQWEN_INLINE void add_codebook_unit(const uint8_t* unit, int row, const typena
   constexpr FormatInfo kInfo = format_info(kFormat);
   constexpr int kHighBits = kInfo.high_bits;
   constexpr int kChains = V::kSumsInPlace && kColumns <= 2 ? 4 : 1;  // one sum after the other would wait
-  using Dot = typename R::template Dot<6>;
   using Floats = typename R::Floats;
   const uint8_t* low = unit + kInfo.header_bytes() + 4 * row;
   const uint8_t* high = low + kInfo.low_bytes();
-  Dot dot[kColumns][kChains];
-  for (auto& column : dot) {
-    for (Dot& chain : column) chain.template start<0>(x.offsets);
-  }
+  V::Dots<R, 6, kColumns, kChains> dots;
+  dots.template start<0>(x.offsets);
   for (int i = 0; i < kInfo.unit_bytes(); i += 64) V::prefetch(unit + kPrefetchBytes + i);
-  unrolled<kInfo.chunk_codes() / 4>([&](auto index) BITQWEN_INLINE_LAMBDA {
-    constexpr int kFour = decltype(index)::value;
-    constexpr int kHighAt = kFour * kHighBits;
-    typename R::Bytes points[2];
-    const typename R::Bytes codes = R::load(low + 64 * (kFour / 2));
-    R::template points<kHighBits, kFour % 2 * 4, kHighAt % 8>(
-        tables, codes, kHighBits > 0 ? R::load(high + 64 * (kHighAt / 8)) : codes, points);
-    unrolled<2>([&](auto dim) BITQWEN_INLINE_LAMBDA {
-      constexpr int kStep = 2 * kFour + decltype(dim)::value;
-      unrolled<kColumns>([&](auto c) BITQWEN_INLINE_LAMBDA {
-        dot[c][kStep % kChains].template add<kStep>(points[dim],
-                                                    R::quad(x.codes + 4 * (kStep * kColumns + c)));
+  // What one vector of high bits covers is unrolled, not the unit: gcc needs quadratic time for long blocks.
+  constexpr int kFours = kHighBits > 0 ? 8 / kHighBits : 4;
+  constexpr int kRoundSteps = 2 * kFours;
+  static_assert(kInfo.chunk_codes() / 4 % kFours == 0 && kRoundSteps % kChains == 0);
+  const int8_t* codes = x.codes;
+  for (int round = 0; round < kInfo.chunk_codes() / 4 / kFours; ++round) {
+    unrolled<kFours>([&](auto index) BITQWEN_INLINE_LAMBDA {
+      constexpr int kFour = decltype(index)::value;
+      typename R::Bytes points[2];
+      const typename R::Bytes four = R::load(low + 64 * (kFour / 2));
+      R::template points<kHighBits, kFour % 2 * 4, kFour * kHighBits>(
+          tables, four, kHighBits > 0 ? R::load(high) : four, points);
+      unrolled<2>([&](auto dim) BITQWEN_INLINE_LAMBDA {
+        constexpr int kStep = 2 * kFour + decltype(dim)::value;
+        // Never step 0: every round goes on from the sums of the one before it.
+        dots.template add<kStep % kChains, kRoundSteps + kStep>(points[dim], codes + 4 * kStep * kColumns);
       });
     });
-  });
+    low += 64 * kFours / 2;
+    high += 64;
+    codes += 4 * kRoundSteps * kColumns;
+  }
   static constexpr float kPointScale = kInfo.point_scale, kPointOffset = kInfo.point_offset;
   const Floats scale = R::from_half(unit + 2 * row);
   unrolled<kColumns>([&](auto c) BITQWEN_INLINE_LAMBDA {
-    if constexpr (kChains > 1) {
-      for (int i = 1; i < kChains; ++i) dot[c][0].template add_shifted<0>(dot[c][i]);
-    }
     // All of these are integers below 2^24: nothing is rounded.
     const Floats offset = R::mul(R::broadcast(x.sums + c), R::broadcast(&kPointOffset));
-    const Floats value = R::fma(dot[c][0].template value<0>(x.offsets), R::broadcast(&kPointScale), offset);
+    const Floats dot = dots.template value<decltype(c)::value, 0, 0>(x.offsets);
+    const Floats value = R::fma(dot, R::broadcast(&kPointScale), offset);
     sums[c] = R::fma(R::mul(value, scale), R::broadcast(x.scales + c), sums[c]);
   });
 }
@@ -270,40 +253,45 @@ BITQWEN_INLINE void add_trit_unit(const uint8_t* unit, int row, const typename R
   constexpr int kCellSteps = kInfo.cell / 4;
   constexpr bool kInPlace = V::kTritsInPlace && V::kSumsInPlace && kColumns <= 3;
   constexpr int kPlaces = kInPlace ? 4 : 1;
-  using Dot = typename R::template Dot<2>;
   using Floats = typename R::Floats;
   const uint8_t* bytes = unit + kInfo.header_bytes() + 4 * row;
+  const int8_t* codes = x.codes;
   const Floats scale = R::from_half(unit + 2 * row);
-  Dot dot[kColumns][kPlaces];
+  ColumnDots<R, 2, kColumns, kPlaces> dots;
   typename R::Trits trits;
-  for (int i = 0; i < kInfo.unit_bytes(); i += 64) V::prefetch(unit + kPrefetchBytes + i);
-  unrolled<kInfo.unit / 4>([&](auto index) BITQWEN_INLINE_LAMBDA {
-    constexpr int kStep = decltype(index)::value;
-    constexpr int kInCell = kStep % kCellSteps;
-    constexpr int kDigit = kStep % kInfo.trits;
+  const auto open = [&]() BITQWEN_INLINE_LAMBDA {
+    trits = R::open_trits(tables, bytes);
+    bytes += 64;
+  };
+  const auto add_digit = [&](auto index) BITQWEN_INLINE_LAMBDA {
+    constexpr int kDigit = decltype(index)::value;
     constexpr int kPlace = kInPlace && kDigit > 0 ? kDigit - 1 : 0;
-    const int at = kStep / kCellSteps * kColumns;  // of the cell's values, one a column
-    if constexpr (kInCell == 0) {
-      unrolled<kColumns>([&](auto c) BITQWEN_INLINE_LAMBDA {
-        dot[c][0].template start<kInfo.offset>(x.offsets + at + c);
-        for (int p = 1; p < kPlaces; ++p) dot[c][p].template start<0>(x.offsets);
-      });
-    }
-    if constexpr (kDigit == 0) trits = R::open_trits(tables, bytes + 64 * (kStep / kInfo.trits));
-    const typename R::Bytes codes = R::template trit<kDigit, kInPlace>(trits);
-    unrolled<kColumns>([&](auto c) BITQWEN_INLINE_LAMBDA {
-      dot[c][kPlace].template add<kInCell>(codes, R::quad(x.codes + 4 * (kStep * kColumns + c)));
+    dots.template add<kPlace, kDigit>(R::template trit<kDigit, kInPlace>(trits), codes);
+    codes += 4 * kColumns;
+  };
+  for (int i = 0; i < kInfo.unit_bytes(); i += 64) V::prefetch(unit + kPrefetchBytes + i);
+  unrolled<kInfo.cells()>([&](auto cell) BITQWEN_INLINE_LAMBDA {
+    // Cells end within a vector: the rest of one, whole ones, the beginning of one. A loop, because gcc needs
+    // quadratic time for long blocks.
+    constexpr int kFirstDigit = decltype(cell)::value * kCellSteps % kInfo.trits;
+    constexpr int kRest = (kInfo.trits - kFirstDigit) % kInfo.trits;
+    constexpr int kWhole = (kCellSteps - kRest) / kInfo.trits;
+    constexpr int kLast = (kCellSteps - kRest) % kInfo.trits;
+    const int at = cell * kColumns;  // of the cell's values, one a column
+    dots.template start<kInfo.offset>(x.offsets + at);
+    unrolled<kRest>([&](auto i) BITQWEN_INLINE_LAMBDA {
+      add_digit(std::integral_constant<int, kFirstDigit + decltype(i)::value>{});
     });
-    if constexpr (kInCell == kCellSteps - 1) {
-      unrolled<kColumns>([&](auto c) BITQWEN_INLINE_LAMBDA {
-        unrolled<kPlaces - 1>([&](auto place) BITQWEN_INLINE_LAMBDA {
-          constexpr int kOther = decltype(place)::value + 1;
-          dot[c][0].template add_shifted<2 * kOther>(dot[c][kOther]);
-        });
-        const Floats value = dot[c][0].template value<kInfo.offset>(x.offsets + at + c);
-        sums[c] = R::fma(R::mul(value, scale), R::broadcast(x.scales + at + c), sums[c]);
-      });
+    for (int vector = 0; vector < kWhole; ++vector) {
+      open();
+      unrolled<kInfo.trits>(add_digit);
     }
+    if constexpr (kLast > 0) open();
+    unrolled<kLast>(add_digit);
+    unrolled<kColumns>([&](auto c) BITQWEN_INLINE_LAMBDA {
+      const Floats value = dots.template value<decltype(c)::value, kInfo.offset, 2>(x.offsets + at);
+      sums[c] = R::fma(R::mul(value, scale), R::broadcast(x.scales + at + c), sums[c]);
+    });
   });
 }
 

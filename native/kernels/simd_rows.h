@@ -18,12 +18,22 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "kernels/simd_inline.h"
 #include "weights/layout.h"
 
 namespace bitqwen {
 namespace {
+
+template <int... kIndex, class Body>
+BITQWEN_INLINE void each_index(std::integer_sequence<int, kIndex...>, Body&& body) {
+  (body(std::integral_constant<int, kIndex>{}), ...);
+}
+template <int kCount, class Body>
+BITQWEN_INLINE void unrolled(Body&& body) {
+  each_index(std::make_integer_sequence<int, kCount>{}, body);
+}
 
 template <class Lanes, int kCount>
 struct Rows {
@@ -165,6 +175,37 @@ struct Rows {
     return each([&](int i) BITQWEN_INLINE_LAMBDA { return Lanes::fma(a.v[i], b.v[i], c.v[i]); });
   }
 #undef BITQWEN_ROWS
+};
+
+/// Sums of products of R's rows with each of kColumns columns. The steps of a column may be shared out to
+/// kPlaces sums: independent chains of additions, or codes that are multiplied where they lie in the byte.
+template <class R, int kBits, int kColumns, int kPlaces = 1>
+struct ColumnDots {
+  typename R::template Dot<kBits> v[kColumns][kPlaces];
+
+  /// minus_sums: one a column
+  template <int kOffset>
+  BITQWEN_INLINE void start(const int32_t* minus_sums) {
+    unrolled<kColumns>([&](auto c) BITQWEN_INLINE_LAMBDA {
+      v[c][0].template start<kOffset>(minus_sums + c);
+      for (int p = 1; p < kPlaces; ++p) v[c][p].template start<0>(minus_sums);
+    });
+  }
+  /// x: 4 activations of each column
+  template <int kPlace, int kStep>
+  BITQWEN_INLINE void add(const typename R::Bytes& codes, const int8_t* x) {
+    unrolled<kColumns>(
+        [&](auto c) BITQWEN_INLINE_LAMBDA { v[c][kPlace].template add<kStep>(codes, R::quad(x + 4 * c)); });
+  }
+  /// Of one column, once; the sums of place p are 2^(kShift * p) too large.
+  template <int kColumn, int kOffset, int kShift>
+  BITQWEN_INLINE typename R::Floats value(const int32_t* minus_sums) {
+    unrolled<kPlaces - 1>([&](auto place) BITQWEN_INLINE_LAMBDA {
+      constexpr int kPlace = decltype(place)::value + 1;
+      v[kColumn][0].template add_shifted<kPlace * kShift>(v[kColumn][kPlace]);
+    });
+    return v[kColumn][0].template value<kOffset>(minus_sums + kColumn);
+  }
 };
 
 }  // namespace

@@ -165,6 +165,8 @@ struct Lanes256 {
 
 struct V {
   using Lanes = Lanes256;
+  template <class R, int kBits, int kColumns, int kPlaces>
+  using Dots = ColumnDots<R, kBits, kColumns, kPlaces>;
   static constexpr int kTileColumns = 6;
   static constexpr bool kTritsInPlace = false;
   /// Registers of rows for a tile of kColumns: more columns leave less room for rows.

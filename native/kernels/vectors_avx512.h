@@ -243,6 +243,8 @@ struct Lanes512 {
 
 struct V {
   using Lanes = Lanes512;
+  template <class R, int kBits, int kColumns, int kPlaces>
+  using Dots = ColumnDots<R, kBits, kColumns, kPlaces>;
   static constexpr int kTileColumns = 8;
 #if defined(__AVX512VBMI__)
   static constexpr bool kTritsInPlace = true;

@@ -1,9 +1,10 @@
-// 4 rows in a 128-bit register, with or without the dot-product instructions.
+// 4 rows in a 128-bit register, with or without the dot-product and matrix instructions.
 #pragma once
 
 #include <arm_neon.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/simd_rows.h"
 
@@ -170,8 +171,89 @@ struct Lanes128 {
 #undef BITQWEN_LANES
 };
 
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+/// Two columns at a time: one instruction multiplies 2 rows by 2 columns, 8 values deep, which are two steps.
+/// Steps alternate: an even one waits for the odd one that follows. What is left of an odd number of columns
+/// is a column by itself.
+template <class R, int kBits, int kColumns>
+struct MatrixDots {
+  static constexpr int kCount = R::kRows / Lanes128::kRows, kPairs = kColumns / 2;
+  int32x4_t sums[kPairs][kCount][2];  // of rows 0 and 1, 2 and 3: row, column 00, 01, 10, 11
+  typename R::template Dot<kBits> last;
+  typename R::Bytes even;
+  const int8_t* even_x;
+
+  template <int kOffset>
+  BITQWEN_INLINE void start(const int32_t* minus_sums) {
+    unrolled<kPairs>([&](auto pair) BITQWEN_INLINE_LAMBDA {
+      int32x4_t first = vdupq_n_s32(0);
+      if constexpr (kOffset != 0 && kBits != 8) {
+        const int32x2_t both = vld1_s32(minus_sums + 2 * pair);
+        first = vshlq_n_s32(vcombine_s32(both, both), __builtin_ctz(kOffset));
+      }
+      for (auto& of_register : sums[pair]) of_register[0] = of_register[1] = first;
+    });
+    if constexpr (kColumns % 2 != 0) last.template start<kOffset>(minus_sums + kColumns - 1);
+  }
+  template <int kPlace, int kStep>
+  BITQWEN_INLINE void add(const typename R::Bytes& codes, const int8_t* x) {
+    static_assert(kPlace == 0);
+    if constexpr (kColumns % 2 != 0) last.template add<kStep>(codes, R::quad(x + 4 * (kColumns - 1)));
+    if constexpr (kStep % 2 == 0) {
+      even = codes;
+      even_x = x;
+    } else {
+      int32x4_t rows[kCount][2];
+      for (int i = 0; i < kCount; ++i) {
+        const int32x4_t a = as_signed(even.v[i]), b = as_signed(codes.v[i]);
+        rows[i][0] = vzip1q_s32(a, b);
+        rows[i][1] = vzip2q_s32(a, b);
+      }
+      unrolled<kPairs>([&](auto pair) BITQWEN_INLINE_LAMBDA {
+        const int32x2_t a = vreinterpret_s32_s8(vld1_s8(even_x + 8 * pair));
+        const int32x2_t b = vreinterpret_s32_s8(vld1_s8(x + 8 * pair));
+        const int8x16_t columns = vreinterpretq_s8_s32(vcombine_s32(vzip1_s32(a, b), vzip2_s32(a, b)));
+        for (int i = 0; i < kCount; ++i) {
+          for (int half = 0; half < 2; ++half) {
+            int32x4_t& sum = sums[pair][i][half];
+            sum = vmmlaq_s32(sum, vreinterpretq_s8_s32(rows[i][half]), columns);
+          }
+        }
+      });
+    }
+  }
+  template <int kColumn, int kOffset, int kShift>
+  BITQWEN_INLINE typename R::Floats value(const int32_t* minus_sums) const {
+    if constexpr (kColumn == 2 * kPairs) {
+      return last.template value<kOffset>(minus_sums + kColumn);
+    } else {
+      typename R::Floats out;
+      for (int i = 0; i < kCount; ++i) {
+        const int32x4_t a = sums[kColumn / 2][i][0], b = sums[kColumn / 2][i][1];
+        out.v[i] = vcvtq_f32_s32(kColumn % 2 == 0 ? vuzp1q_s32(a, b) : vuzp2q_s32(a, b));
+      }
+      return out;
+    }
+  }
+
+ private:
+  static BITQWEN_INLINE int32x4_t as_signed(uint8x16_t codes) {
+    if constexpr (kBits == 8) codes = veorq_u8(codes, vdupq_n_u8(0x80));
+    return vreinterpretq_s32_u8(codes);
+  }
+};
+#endif
+
 struct V {
   using Lanes = Lanes128;
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+  template <class R, int kBits, int kColumns, int kPlaces>
+  using Dots =
+      std::conditional_t<(kColumns > 1), MatrixDots<R, kBits, kColumns>, ColumnDots<R, kBits, 1, kPlaces>>;
+#else
+  template <class R, int kBits, int kColumns, int kPlaces>
+  using Dots = ColumnDots<R, kBits, kColumns, kPlaces>;
+#endif
   static constexpr int kTileColumns = 6;
   static constexpr bool kTritsInPlace = false;
   /// Registers of rows for a tile of kColumns: more columns leave less room for rows.
