@@ -54,6 +54,14 @@ LogitRows logit_rows(const std::string& name) {
   throw Error(ErrorKind::kArgument, "logits '" + name + "' is not known; 'last', 'all' and 'none' are");
 }
 
+ScreenedHead::Use screened_head(const std::string& name) {
+  if (name == "never") return ScreenedHead::Use::kNever;
+  if (name == "if room") return ScreenedHead::Use::kIfRoom;
+  if (name == "always") return ScreenedHead::Use::kAlways;
+  throw Error(ErrorKind::kArgument,
+              "screened head '" + name + "' is not known; 'never', 'if room' and 'always' are");
+}
+
 nb::dict as_dict(const MemoryReport& report) {
   nb::dict out;
   out["weights"] = report.weights;
@@ -85,10 +93,11 @@ nb::dict as_dict(const Profile& profile) {
 }
 
 using Rows = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+using ScreenTuple = std::tuple<int64_t, float, int64_t, nb::bytes>;  // the ids as int32
 
 Rows forward(LockedModel& model,
              const std::vector<std::tuple<int, std::vector<int32_t>, std::string>>& sequences, bool hidden,
-             const std::vector<std::tuple<int64_t, float>>& screens) {
+             const std::vector<ScreenTuple>& screens) {
   if (!screens.empty() && screens.size() != sequences.size()) {
     throw Error(ErrorKind::kArgument, "screens: one for each sequence, or none");
   }
@@ -97,7 +106,9 @@ Rows forward(LockedModel& model,
     requests.push_back({sequence, tokens, logit_rows(rows), {}});
   }
   for (size_t i = 0; i < screens.size(); ++i) {
-    requests[i].screen = {std::get<0>(screens[i]), std::get<1>(screens[i])};
+    const auto& [top, margin, count, lowered] = screens[i];
+    requests[i].screen = {
+        top, margin, count, {static_cast<const int32_t*>(lowered.data()), lowered.size() / sizeof(int32_t)}};
   }
   const Output output = hidden ? Output::kHidden : Output::kLogits;
   const auto count = static_cast<size_t>(Model::logit_rows(requests));
@@ -134,23 +145,26 @@ void bind_engine(nb::module_& m) {
       .def(
           "__init__",
           [](LockedModel* self, const gguf::File& file, int threads, int64_t context, int64_t cache_positions,
-             const std::string& kv, int batch, const std::vector<PlanRow>& plan, bool screened_head) {
-            const ModelOptions options{threads, context,           cache_positions, kv_type(kv),
-                                       batch,   kernel_plan(plan), screened_head};
+             const std::string& kv, int batch, const std::vector<PlanRow>& plan, const std::string& screen) {
+            const ModelOptions options{threads, context,           cache_positions,      kv_type(kv),
+                                       batch,   kernel_plan(plan), screened_head(screen)};
             nb::gil_scoped_release release;
             new (self) LockedModel(file, options);
           },
           "file"_a, "threads"_a, "context"_a, "cache_positions"_a, "kv"_a, "batch"_a,
-          "plan"_a = std::vector<PlanRow>{}, "screened_head"_a = false)
+          "plan"_a = std::vector<PlanRow>{}, "screened_head"_a = "never")
       .def_prop_ro("vocab_size", [](const LockedModel& self) { return self.model().config().vocab_size; })
       .def_prop_ro("threads", [](const LockedModel& self) { return self.model().threads(); })
       .def_prop_ro("context", [](const LockedModel& self) { return self.model().options().context; })
+      .def_prop_ro("screened", [](const LockedModel& self) { return self.model().screened(); })
       .def(
           "memory", [](const LockedModel& self) { return as_dict(self.model().memory()); },
           "Bytes held: packed weights, KV cache (reserved), scratch.")
       .def(
-          "decode_bytes", [](const LockedModel& self) { return self.model().decode_bytes(); },
-          "Bytes of packed weights that computing one token reads.")
+          "decode_bytes",
+          [](const LockedModel& self, bool screened) { return self.model().decode_bytes(screened); },
+          "screened"_a = false,
+          "Bytes of packed weights that computing one token reads; `screened`: a greedy one.")
       .def(
           "start_profile",
           [](LockedModel& self) { self.with([](Model& model) { model.profile().start(); }); },
@@ -215,12 +229,12 @@ void bind_engine(nb::module_& m) {
             });
           },
           "sequence"_a, "data"_a, "positions"_a, "Adds a page that holds so many positions to a sequence.")
-      .def("forward", &forward, "sequences"_a, "hidden"_a = false,
-           "screens"_a = std::vector<std::tuple<int64_t, float>>(),
+      .def("forward", &forward, "sequences"_a, "hidden"_a = false, "screens"_a = std::vector<ScreenTuple>(),
            "Appends tokens to sequences: [(sequence, [token, ...], rows), ...], where rows, 'last', 'all' or "
            "'none', are those whose logits are wanted; float32 [rows, vocab_size]. With `hidden`, what the "
            "output matrix would be multiplied with instead: float32 [rows, hidden_size]. `screens`: for each "
-           "sequence (top, margin), the logits that will be looked at; (0, -1) is all of them.");
+           "sequence (top, margin, vocabulary, int32 ids that will be lowered), the logits that will be "
+           "looked at; (0, -1, 0, b\"\") is all of them.");
 
   m.def(
       "estimate_memory",
@@ -233,7 +247,7 @@ void bind_engine(nb::module_& m) {
         config.heads = heads;
         config.kv_heads = kv_heads;
         config.head_dim = head_dim;
-        const ModelOptions options{threads, context, 0, kv_type(kv), batch, {}, false};
+        const ModelOptions options{threads, context, 0, kv_type(kv), batch, {}, {}};
         return as_dict(Model::estimate(config, options, threads, weights));
       },
       nb::kw_only(), "hidden"_a, "intermediate"_a, "layers"_a, "heads"_a, "kv_heads"_a, "head_dim"_a,

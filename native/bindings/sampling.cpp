@@ -3,6 +3,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <optional>
@@ -63,6 +64,20 @@ void bind_sampling(nb::module_& m) {
           "The next token from float32 logits [>= vocab_size]; changes nothing. `allowed`, uint32 "
           "[ceil(vocab_size / "
           "32)], has bit t % 32 of word t / 32 set where token t may be chosen.")
+      .def(
+          "needed",
+          [](const Sampler& self) -> std::optional<std::tuple<int64_t, float, nb::bytes>> {
+            const auto needed = self.needed();
+            if (!needed) return std::nullopt;
+            const auto& lowered = needed->lowered;
+            return std::tuple(
+                needed->top, needed->margin,
+                nb::bytes(reinterpret_cast<const char*>(lowered.data()), lowered.size() * sizeof(int32_t)));
+          },
+          "What the next `sample` without a mask looks at, as (top, margin, int32 ids of tokens that it may "
+          "lower first): the `top` highest logits (0: however many), those at most `margin` below the "
+          "highest "
+          "(below 0: however far). None: all.")
       .def(
           "distribution",
           [](const Sampler& self, const Logits& logits, const std::optional<Mask>& allowed) {

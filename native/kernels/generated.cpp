@@ -236,6 +236,10 @@ std::string use_generated(PackedMatrix& w, const std::shared_ptr<const Generated
   return {};
 }
 
+int64_t generated_bytes(const PackedMatrix& w) {
+  return w.layout().generated ? w.layout().generated->tiles.bytes() : 0;
+}
+
 void make_generated_tables(ActivationBatch::Layout& x, int column) {
   const int begin = x.tile_begin(column), n = x.tile_size(begin), i = column - begin;
   const GeneratedKernel& kernel = *x.generated;

@@ -61,6 +61,9 @@ struct GeneratedWeights {
 std::string use_generated(PackedMatrix& w, const std::shared_ptr<const GeneratedLibrary>& library,
                           ThreadPool& pool);
 
+/// Bytes of w's second packing; 0 where no generated kernel has one.
+int64_t generated_bytes(const PackedMatrix& w);
+
 // For multiply.cpp:
 
 /// Makes the tables of a column, whose codes and scales are set.

@@ -2,7 +2,9 @@
 
 #include <array>
 #include <atomic>
+#include <cmath>
 
+#include "errors.h"
 #include "half.h"
 
 namespace bitqwen {
@@ -56,6 +58,12 @@ bool all_finite(const gguf::TensorView& tensor, ThreadPool& pool) {
     if (!finite_blocks(tensor.type, p, end - begin, static_cast<int>(info.block_bytes))) finite = false;
   });
   return finite;
+}
+
+void require_number(float logit) {
+  if (std::isfinite(logit)) return;
+  throw Error(ErrorKind::kFormat, "the model's output is not a number",
+              "The file's weights are damaged, or overflow: convert the original checkpoint again.");
 }
 
 }  // namespace bitqwen

@@ -9,4 +9,7 @@ namespace bitqwen {
 /// Whether all scales (of block types) or values (of float types) are finite.
 bool all_finite(const gguf::TensorView& tensor, ThreadPool& pool);
 
+/// Throws Error(kFormat) unless it is one: what is no number makes all that follow meaningless.
+void require_number(float logit);
+
 }  // namespace bitqwen

@@ -1,12 +1,11 @@
 // One step of the transformer: tokens of several sequences in, logits out.
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cmath>
-#include <limits>
 #include <string>
 
 #include "errors.h"
+#include "model/finite.h"
 #include "model/model.h"
 #include "model/scratch.h"
 
@@ -15,13 +14,6 @@ namespace {
 
 void stop_if(const std::function<bool()>& should_stop) {
   if (should_stop && should_stop()) throw Error(ErrorKind::kInterrupted, "interrupted");
-}
-
-// One value that is not a number makes all that follow meaningless; the first one tells.
-void require_number(float logit) {
-  if (std::isfinite(logit)) return;
-  throw Error(ErrorKind::kFormat, "the model's output is not a number",
-              "The file's weights are damaged, or overflow: convert the original checkpoint again.");
 }
 
 PartialAttention partial_at(float* memory, int heads) { return {memory, memory + heads, memory + 2 * heads}; }
@@ -56,6 +48,12 @@ void Model::check_requests(std::span<const Request> requests) const {
                                               " is outside the vocabulary of " +
                                               std::to_string(config_.vocab_size));
       }
+    }
+    const Screen& screen = request.screen;
+    if (screen.rows < 0 || screen.rows > config_.vocab_size || screen.top < 0) {
+      throw Error(ErrorKind::kArgument, "a screen of " + std::to_string(screen.rows) + " rows, the top " +
+                                            std::to_string(screen.top) + "; the vocabulary has " +
+                                            std::to_string(config_.vocab_size));
     }
     for (size_t j = 0; j < i; ++j) {
       if (requests[j].sequence == request.sequence) {
@@ -377,7 +375,7 @@ void Model::head(std::span<const Row> rows, Output output, float* result) {
   const int64_t stride = width(output);
   float* out = result + rows[wanted[0]].logits * stride;
   if (screened && n <= kScreenedRows) {
-    this->screened(rows, out);
+    screened_logits(rows, out);
     return;
   }
   if (output == Output::kHidden) {
@@ -394,90 +392,6 @@ void Model::head(std::span<const Row> rows, Output output, float* result) {
     profile_.add(Operation::kHead, weights.bytes());
   }
   for (int i = 0; i < n; ++i) require_number(out[i * stride]);
-}
-
-void Model::screened(std::span<const Row> rows, float* out) {
-  const Config& c = config_;
-  Scratch& s = *scratch_;
-  const PackedMatrix& weights = output_ ? *output_ : *embedding_;
-  const int n = static_cast<int>(s.wanted.size());
-  const int64_t vocabulary = c.vocab_size;
-  ActivationBatch& exact = activations(weights.activation_group());
-  exact.start(n, c.hidden, weights.activation_group(), preferred_tile(weights, n));
-  exact.make_tables(weights);
-  s.rotated->start(n, c.hidden, screen_->rows().activation_group(), preferred_tile(screen_->rows(), n));
-  std::array<float, kScreenedRows> reach, threshold;
-  for (int i = 0; i < n; ++i) {
-    float* x = s.threads[0].row.data();
-    output_state(s.wanted[i], x);
-    exact.set(i, x);
-    screen_->rotate(x);
-    s.rotated->set(i, x);
-    float squares = 0.0f;
-    for (int64_t k = 0; k < c.hidden; ++k) squares += x[k] * x[k];
-    reach[i] = ScreenedHead::kDeviations * std::sqrt(squares);
-  }
-  profile_.add(Operation::kOutputNorm, 0);
-  multiply({{&screen_->rows(), s.rotated.get(), s.coarse.data(), vocabulary}}, n);
-
-  const auto block_end = [&](int64_t block) { return std::min((block + 1) * kRowBlock, vocabulary); };
-  const auto compute = [&](int64_t block) {
-    bitqwen::multiply(weights, exact, out, vocabulary, block * kRowBlock, block_end(block));
-  };
-  // The rows that look best, computed: the true best ones cannot be lower than these.
-  for (int i = 0; i < n; ++i) {
-    const Screen& screen = rows[s.wanted[i]].screen;
-    const float* coarse = s.coarse.data() + i * vocabulary;
-    const auto top = static_cast<size_t>(std::clamp<int64_t>(screen.top, 1, vocabulary));
-    const auto higher = [&](int64_t a, int64_t b) { return coarse[a] > coarse[b]; };
-    std::vector<int64_t> best;  // a heap, the lowest on top
-    for (int64_t r = 0; r < vocabulary; ++r) {
-      if (best.size() < top) {
-        best.push_back(r);
-        std::push_heap(best.begin(), best.end(), higher);
-      } else if (coarse[r] > coarse[best.front()]) {
-        std::pop_heap(best.begin(), best.end(), higher);
-        best.back() = r;
-        std::push_heap(best.begin(), best.end(), higher);
-      }
-    }
-    float highest = -std::numeric_limits<float>::infinity(), lowest = -highest;
-    for (const int64_t r : best) {
-      compute(r / kRowBlock);
-      const float logit = out[i * vocabulary + r];
-      require_number(logit);
-      highest = std::max(highest, logit);
-      lowest = std::min(lowest, logit);
-    }
-    threshold[i] = -std::numeric_limits<float>::infinity();
-    if (screen.top > 0) threshold[i] = lowest;
-    if (screen.margin >= 0.0f) threshold[i] = std::max(threshold[i], highest - screen.margin);
-  }
-  std::atomic<int64_t> computed{0};
-  const int64_t blocks = (vocabulary + kRowBlock - 1) / kRowBlock;
-  pool_.parallel_for(blocks, 64, [&](int64_t begin, int64_t end, int) {
-    for (int64_t block = begin; block < end; ++block) {
-      std::array<bool, kScreenedRows> needed = {};
-      bool any = false;
-      for (int i = 0; i < n; ++i) {
-        const float* coarse = s.coarse.data() + i * vocabulary;
-        for (int64_t r = block * kRowBlock; r < block_end(block); ++r) {
-          needed[i] |= coarse[r] + reach[i] * screen_->spread(r) >= threshold[i];
-        }
-        any |= needed[i];
-      }
-      if (any) {
-        compute(block);
-        computed.fetch_add(1, std::memory_order_relaxed);
-      }
-      for (int i = 0; i < n; ++i) {
-        if (needed[i]) continue;  // whatever else is in the step, a row's result is the same
-        std::fill(out + i * vocabulary + block * kRowBlock, out + i * vocabulary + block_end(block),
-                  -std::numeric_limits<float>::infinity());
-      }
-    }
-  });
-  profile_.add(Operation::kScreen, screen_->bytes() + computed * (weights.bytes() / blocks));
 }
 
 }  // namespace bitqwen

@@ -8,6 +8,7 @@
 #include "errors.h"
 #include "gguf/codebook.h"
 #include "gguf/dequantize.h"
+#include "kernels/generated.h"
 #include "model/finite.h"
 #include "model/scratch.h"
 #include "system/limits.h"
@@ -93,7 +94,8 @@ KvShape kv_shape(const Config& config, KvType type) {
 void check_memory(const gguf::File& file, const Config& config, const ModelOptions& options, int threads) {
   int64_t weights = 0;
   for (const gguf::TensorInfo& tensor : file.tensors()) weights += static_cast<int64_t>(tensor.bytes);
-  if (options.screened_head) weights += ScreenedHead::bytes(config.vocab_size, config.hidden);
+  if (options.screened_head == ScreenedHead::Use::kAlways)
+    weights += ScreenedHead::bytes(config.vocab_size, config.hidden);
   const MemoryReport estimate = Model::estimate(config, options, threads, weights);
   const int64_t available = available_memory();
   const int64_t needed = weights + estimate.scratch + estimate.cache;
@@ -151,6 +153,7 @@ Model::Model(const gguf::File& file, const ModelOptions& options)
   check_memory(file, config_, options_, pool_.size());
   load(file);
   apply_plan();
+  make_screen();
   file.check_unchanged();
   // To the end of the last page: q8 and q4 pages also ask for the angles of their middle.
   rope_ =
@@ -177,9 +180,6 @@ void Model::load(const gguf::File& file) {
     const bool same = output.type == embedding.type && std::ranges::equal(output.bytes, embedding.bytes) &&
                       std::ranges::equal(output.codebook, embedding.codebook);
     if (!same) output_.emplace(loader.matrix(output_name, c.vocab_size, c.hidden));
-  }
-  if (options_.screened_head) {
-    screen_.emplace(file.view(*file.find_tensor(output_ ? output_name : embedding_name)), pool_);
   }
   output_norm_ = loader.vector("output_norm.weight", c.hidden);
   layers_.reserve(static_cast<size_t>(c.layers));
@@ -208,6 +208,17 @@ void Model::load(const gguf::File& file) {
   loader.refuse_extras();
 }
 
+void Model::make_screen() {
+  if (options_.screened_head == ScreenedHead::Use::kNever) return;
+  if (options_.screened_head == ScreenedHead::Use::kIfRoom) {
+    const MemoryReport rest = estimate(config_, options_, pool_.size(), 0);
+    const int64_t needed =
+        ScreenedHead::bytes(config_.vocab_size, config_.hidden) + rest.cache + rest.scratch;
+    if (needed > available_memory()) return;
+  }
+  screen_.emplace(output_ ? *output_ : *embedding_, pool_);
+}
+
 // The same products that step() and head() compute in one loop each.
 void Model::apply_plan() {
   const auto apply = [&](std::initializer_list<PackedMatrix*> product) {
@@ -229,18 +240,21 @@ MemoryReport Model::estimate(const Config& config, const ModelOptions& options, 
           Scratch::estimate(config, options, threads)};
 }
 
-int64_t Model::decode_bytes() const {
-  return memory().weights - (output_ ? embedding_->bytes() : 0) - (screen_ ? screen_->bytes() : 0);
+int64_t Model::decode_bytes(bool screened) const {
+  const int64_t head = output_ ? output_->bytes() : embedding_->bytes();
+  int64_t bytes = screened && screen_ ? screen_->bytes() + head / 100 : head;
+  for (const Layer& layer : layers_) {
+    for (const PackedMatrix* matrix : matrices(layer)) bytes += matrix->bytes();
+  }
+  return bytes;
 }
 
 MemoryReport Model::memory() const {
   MemoryReport report;
-  report.weights = embedding_->bytes() + (output_ ? output_->bytes() : 0);
+  const auto held = [](const PackedMatrix& matrix) { return matrix.bytes() + generated_bytes(matrix); };
+  report.weights = held(*embedding_) + (output_ ? held(*output_) : 0);
   for (const Layer& layer : layers_) {
-    for (const PackedMatrix* matrix : {&layer.query, &layer.key, &layer.value, &layer.attention_output,
-                                       &layer.gate, &layer.up, &layer.down}) {
-      report.weights += matrix->bytes();
-    }
+    for (const PackedMatrix* matrix : matrices(layer)) report.weights += held(*matrix);
   }
   if (screen_) report.weights += screen_->bytes();
   report.cache = cache_->reserved_bytes();

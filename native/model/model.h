@@ -1,6 +1,7 @@
 // A Qwen2 transformer, loaded and ready: weights packed for this CPU, a KV cache, threads.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -27,9 +28,9 @@ struct ModelOptions {
   int64_t context = 4096;       // positions that a sequence may have
   int64_t cache_positions = 0;  // positions of all sequences together; 0: those of one
   KvType kv_type = KvType::kF16;
-  int batch = 512;             // tokens computed at once
-  KernelPlan plan;             // what the tuner found; may be empty
-  bool screened_head = false;  // keep a ScreenedHead too
+  int batch = 512;  // tokens computed at once
+  KernelPlan plan;  // what the tuner found; may be empty
+  ScreenedHead::Use screened_head = ScreenedHead::Use::kNever;
 };
 
 struct MemoryReport {
@@ -51,7 +52,13 @@ enum class Output {
 struct Screen {
   int64_t top = 0;       // 0: as many as there are
   float margin = -1.0f;  // below 0: however low
-  bool wanted() const { return top > 0 || margin >= 0.0f; }
+  int64_t rows = 0;      // rows from here on are padding; 0: none are
+  std::span<const int32_t> lowered =
+      {};  // rows that the caller will lower before it looks: none counts as high
+  /// Beyond these, more rows than not would be computed, and the screen beside them.
+  static constexpr int64_t kMostTop = 128;
+  static constexpr float kMostMargin = 8.0f;
+  bool wanted() const { return top > 0 ? top <= kMostTop : margin >= 0.0f && margin <= kMostMargin; }
 };
 
 /// Tokens to append to one sequence.
@@ -76,9 +83,11 @@ class Model {
   /// What memory() will say of a model with these settings whose matrices take `weights` bytes.
   static MemoryReport estimate(const Config& config, const ModelOptions& options, int threads,
                                int64_t weights);
-  /// Bytes of packed weights that computing one token reads: all but an embedding that is no head.
-  int64_t decode_bytes() const;
+  /// Bytes of packed weights that computing one token reads: all but an embedding that is no head. With
+  /// `screened`, of a greedy token: the screen, if there is one, for the head (and about 1 % of the head).
+  int64_t decode_bytes(bool screened = false) const;
   int threads() const { return pool_.size(); }
+  bool screened() const { return screen_.has_value(); }
   KvCache& cache() { return *cache_; }
   /// Measures every forward() between its start() and stop().
   Profile& profile() { return profile_; }
@@ -105,6 +114,10 @@ class Model {
     PackedMatrix gate, up;              // [intermediate, hidden]
     PackedMatrix down;                  // [hidden, intermediate]
   };
+  static std::array<const PackedMatrix*, 7> matrices(const Layer& layer) {
+    return {&layer.query, &layer.key, &layer.value, &layer.attention_output,
+            &layer.gate,  &layer.up,  &layer.down};
+  }
   // One token of a step.
   struct Row {
     int sequence = 0;
@@ -122,12 +135,13 @@ class Model {
 
   void load(const gguf::File& file);
   void apply_plan();
+  void make_screen();
   void check_requests(std::span<const Request> requests) const;
   int64_t cache_bytes(std::span<const Row> rows) const;
   void step(std::span<const Row> rows, Output output, float* out, const std::function<bool()>& should_stop);
   void attention(std::span<const Row> rows, int layer);
   void head(std::span<const Row> rows, Output output, float* out);
-  void screened(std::span<const Row> rows, float* out);
+  void screened_logits(std::span<const Row> rows, float* out);
   /// What the output matrix is multiplied with. out: [hidden]
   void output_state(int row, float* out);
   /// Quantises `rows` vectors of `k` values for every matrix given; values(row, thread) makes one.

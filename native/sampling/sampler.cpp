@@ -151,6 +151,29 @@ void Sampler::prepare(std::span<const float> logits, std::span<const uint32_t> a
   }
 }
 
+std::optional<NeededLogits> Sampler::needed() const {
+  const SamplingSettings& s = settings_;
+  if (s.repetition_penalty < 1.0F || s.presence_penalty < 0.0F || s.frequency_penalty < 0.0F) return {};
+  NeededLogits needed;
+  if (s.temperature < kGreedyTemperature) {
+    needed.top = 1;
+  } else if (s.top_k > 0 && s.top_k < vocab_size_) {
+    needed.top = s.top_k;
+  } else if (s.top_p < 1.0F || s.min_p <= 0.0F) {
+    return {};
+  }
+  // Where top-p divides by the sum of the k best, all of these count, however improbable.
+  if (s.temperature >= kGreedyTemperature && s.min_p > 0.0F && s.top_p == 1.0F) {
+    needed.margin = s.temperature * (0.02F - std::log(s.min_p));
+  }
+  for (const auto& [token, bias] : s.logit_bias) {
+    if (bias > 0.0F) return {};
+    if (bias < 0.0F) needed.lowered.push_back(token);
+  }
+  for (const TokenHistory::Entry& seen : history_.entries()) needed.lowered.push_back(seen.token);
+  return needed;
+}
+
 bool Sampler::cuts() const {
   return (settings_.top_k > 0 && settings_.top_k < vocab_size_) || settings_.top_p < 1.0F ||
          settings_.min_p > 0.0F;

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -28,6 +29,13 @@ struct SamplingSettings {
   int64_t penalty_window = 0;      // penalties look at this many latest tokens; 0: all
   uint64_t seed = 0;
   std::vector<std::pair<int32_t, float>> logit_bias;  // added; -infinity forbids the token
+};
+
+/// Logits that a sampler looks at; it gives the same tokens if all others are -infinity.
+struct NeededLogits {
+  int64_t top = 0;               // the so many highest; 0: however many
+  float margin = -1.0F;          // those at most so far below the highest; below 0: however far
+  std::vector<int32_t> lowered;  // tokens that it may lower first: none of them counts as high
 };
 
 struct TokenLogprobs {
@@ -56,6 +64,10 @@ class Sampler {
   /// sum to 1.
   std::vector<std::pair<int32_t, double>> distribution(std::span<const float> logits,
                                                        std::span<const uint32_t> allowed = {}) const;
+
+  /// What the next `sample` without a mask needs; nothing: all of them. Top-p alone needs all, because it
+  /// divides by their sum, and so does whatever raises a logit.
+  std::optional<NeededLogits> needed() const;
 
   int64_t vocab_size() const { return vocab_size_; }
   int64_t accepted() const { return accepted_; }

@@ -12,7 +12,8 @@ namespace bitqwen {
 
 /// The code of `column` (within the unit) of `row` (within the row block); for codebook formats of pair
 /// `column`.
-constexpr int packed_code(const FormatInfo& f, const uint8_t* unit, int row, int column) {
+[[gnu::always_inline]] constexpr int packed_code(const FormatInfo& f, const uint8_t* unit, int row,
+                                                 int column) {
   const uint8_t* chunk = unit + f.header_bytes() + column / f.chunk_codes() * f.chunk_bytes();
   const int in_chunk = column % f.chunk_codes();
   if (f.has_trits()) {
@@ -32,8 +33,8 @@ constexpr int packed_code(const FormatInfo& f, const uint8_t* unit, int row, int
 }
 
 /// weight / scale of `column` (within the unit) of `row`, an integer: what dot products are made of.
-inline int packed_level(const FormatInfo& f, const CodePoints& points, const uint8_t* unit, int row,
-                        int column) {
+BITQWEN_ALWAYS_INLINE int packed_level(const FormatInfo& f, const CodePoints& points, const uint8_t* unit,
+                                       int row, int column) {
   if (!f.has_codebook()) return packed_code(f, unit, row, column) - f.offset;
   const int code = packed_code(f, unit, row, column / 8 * 4 + column % 4);
   return f.point_scale * points.dims[column / 4 % 2][code] + f.point_offset;
@@ -45,7 +46,7 @@ struct CellScale {
 };
 
 /// The scale of cell `cell` (within the unit) of `row`.
-inline CellScale packed_scale(const FormatInfo& f, const uint8_t* unit, int row, int cell) {
+BITQWEN_ALWAYS_INLINE CellScale packed_scale(const FormatInfo& f, const uint8_t* unit, int row, int cell) {
   const float d = half_to_float(load_u16(unit + 2 * row));
   const uint8_t* after_d = unit + 32 + row;
   const uint8_t* after_dmin = unit + 64 + row;
@@ -82,7 +83,7 @@ inline CellScale packed_scale(const FormatInfo& f, const uint8_t* unit, int row,
 }
 
 /// One value of a float format: `column` of the row block's stream.
-inline float packed_float(Format format, const uint8_t* block, int row, int64_t column) {
+BITQWEN_ALWAYS_INLINE float packed_float(Format format, const uint8_t* block, int row, int64_t column) {
   if (format == Format::kF32) {
     float value;
     std::memcpy(&value, block + (column * 16 + row) * 4, sizeof value);

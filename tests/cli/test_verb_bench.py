@@ -23,7 +23,8 @@ def test_rows_as_json(bitqwen, tiny_gguf):
         assert min(row["samples"]) <= row["tokens_per_second"] <= row["best"]
         assert row["isa"] == _native.isa_name()
         if row["kind"] == "tg":
-            assert row["bytes_per_token"] > model.decode_bytes
+            assert row["bytes_per_token"] > model.greedy_bytes
+            assert row["head"] == ("screened" if model.screened else "exact")
             assert row["gb_per_second"] == pytest.approx(
                 row["bytes_per_token"] * row["tokens_per_second"] / 1e9
             )

@@ -35,8 +35,16 @@ class FakeSession:
         self.model.fed.append(list(ids))
         self._tokens += ids
         row = self.model.logits_after(self._tokens)
+        self.model.screens.append(screen)
         if screen is not None:
-            row[row < np.sort(row)[-(screen.top or 0)]] = -np.inf
+            counted = row.copy()
+            counted[np.asarray(screen.lowered, dtype=int)] = -np.inf
+            if screen.rows is not None:
+                counted[screen.rows :] = -np.inf
+            if screen.top is not None:
+                row[row < np.sort(counted)[-screen.top]] = -np.inf
+            if screen.margin is not None:
+                row[row < counted.max() - screen.margin] = -np.inf
         return row
 
     def truncate(self, length: int) -> None:
@@ -53,13 +61,19 @@ class FakeModel:
     Attributes:
         fed: the ids of every call of feed, in order.
         sessions: every session ever made.
+        screened: whether a screen has an effect.
+        screens: those of every call of feed.
         interrupt_at: the position at which the next feed is interrupted.
     """
 
-    def __init__(self, vocab_size: int, rule: Callable[[list[int]], int], context: int = 64) -> None:
+    def __init__(
+        self, vocab_size: int, rule: Callable[[list[int]], int], context: int = 64, screened: bool = False
+    ) -> None:
         self.vocab_size = vocab_size
         self.rule = rule
         self.context = context
+        self.screened = screened
+        self.screens: list[Screen | None] = []
         self.fed: list[list[int]] = []
         self.sessions: list[FakeSession] = []
         self.interrupt_at: int | None = None

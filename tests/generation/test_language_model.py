@@ -91,12 +91,24 @@ def test_control_tokens_are_not_shown(tokenizer: Tokenizer) -> None:
     assert (result.text, result.tokens) == ("ab", answer)
 
 
+class Anything:
+    """A constraint that allows all tokens."""
+
+    done = False
+
+    def mask(self) -> None:
+        return None
+
+    def accept(self, token: int) -> None:
+        pass
+
+
 class TestScreenedHead:
     """The fake engine leaves out all but what a screen asks for."""
 
     def models(self, tokenizer: Tokenizer, rule: Any) -> list[LanguageModel]:
         return [
-            LanguageModel(FakeModel(608, rule), tokenizer, screened_head=screened)  # type: ignore[arg-type]
+            LanguageModel(FakeModel(608, rule, screened=screened), tokenizer)  # type: ignore[arg-type]
             for screened in (False, True)
         ]
 
@@ -111,6 +123,18 @@ class TestScreenedHead:
             {"presence_penalty": 10.0},
             {"logit_bias": {5: -100}},
             {"temperature": 2.0, "seed": 1, "top_k": 0, "top_p": 1.0},
+            {"temperature": 2.0, "seed": 1, "top_k": 30, "top_p": 0.9, "repetition_penalty": 1.3},
+            {
+                "temperature": 3.0,
+                "seed": 2,
+                "top_k": 0,
+                "top_p": 1.0,
+                "min_p": 0.02,
+                "frequency_penalty": 1.0,
+            },
+            {"temperature": 3.0, "seed": 2, "top_k": 0, "top_p": 0.9},
+            {"repetition_penalty": 0.5},
+            {"logit_bias": {5: 3.0}},
         ],
     )
     def test_text_is_that_of_the_whole_head(self, tokenizer: Tokenizer, options: dict[str, Any]) -> None:
@@ -123,11 +147,19 @@ class TestScreenedHead:
         assert results[0].tokens == results[1].tokens
         assert results[0].logprobs == results[1].logprobs
 
-    def test_it_is_asked_for_and_asked_again_only_where_it_must_be(self, tokenizer: Tokenizer) -> None:
+    def test_each_token_says_what_it_needs(self, tokenizer: Tokenizer) -> None:
         model = self.models(tokenizer, script([5, 606], tokenizer.control["<|im_end|>"], 2))[1]
         fake: Any = model.model
-        tokens = model.generate([1, 2], temperature=0, max_tokens=3).tokens
-        assert fake.fed == [[1, 2], [5], [5], [tokens[1]]]
+        model.generate([1, 2], temperature=0, max_tokens=3, presence_penalty=1.0)
+        assert [(screen.top, screen.margin, screen.rows) for screen in fake.screens] == [(1, None, 606)] * 3
+        assert [5 in screen.lowered for screen in fake.screens] == [False, True, True]
+
+    @pytest.mark.parametrize("options", [{"logprobs": 0}, {"constraint": Anything()}, {"top_k": 0}])
+    def test_all_logits_where_all_are_looked_at(self, tokenizer: Tokenizer, options: dict[str, Any]) -> None:
+        model = self.models(tokenizer, script([5, 6], tokenizer.control["<|im_end|>"], 2))[1]
+        fake: Any = model.model
+        model.generate([1, 2], max_tokens=2, **options)
+        assert fake.screens == [None, None]
 
 
 class TestContext:

@@ -86,7 +86,7 @@ def test_greedy_text_is_the_same_with_a_screened_head(
     folder = tiny_checkpoint(tied=False, heads=4, kv_heads=2, hidden=256, head_dim=64).folder
     texts = []
     for screened in (False, True):
-        with bitqwen.load(folder, screened_head=screened, threads=2, context=256) as model:
+        with bitqwen.load(folder, exact_head=not screened, threads=2, context=256) as model:
             with model.model.profile() as profile:
                 results = [
                     model.generate(prompt, temperature=0, max_tokens=60, ignore_eos=ignore)

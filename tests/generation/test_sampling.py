@@ -151,6 +151,63 @@ def test_sampling_changes_nothing_until_a_token_is_accepted() -> None:
     assert sampler.accepted == 0
 
 
+class TestNeeded:
+    """What a sampler says it needs is enough for the same tokens, and it says so wherever a few are."""
+
+    @pytest.mark.parametrize(
+        ("settings", "top", "has_margin"),
+        [
+            ({"temperature": 0.0}, 1, False),
+            ({"temperature": 0.0, "top_k": 20, "top_p": 0.8, "min_p": 0.1}, 1, False),
+            ({"temperature": 0.7, "top_k": 20, "top_p": 0.8}, 20, False),
+            ({"temperature": 0.7, "top_k": 20, "top_p": 0.8, "min_p": 0.1}, 20, False),
+            ({"temperature": 0.7, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.1}, 20, True),
+            ({"temperature": 1.2, "min_p": 0.05, "presence_penalty": 1.0}, 0, True),
+            ({"temperature": 1.0, "top_k": 5, "logit_bias": [(3, -5.0), (7, -math.inf)]}, 5, False),
+        ],
+    )
+    def test_the_same_tokens_without_the_others(
+        self, settings: dict[str, Any], top: int, has_margin: bool
+    ) -> None:
+        sampler = _native.Sampler(900, seed=3, **settings)
+        sampler.add_prompt([1, 2, 3, 899])
+        for step in range(300):
+            row = logits(1000, step)
+            row[950] = 50  # padding
+            needed = sampler.needed()
+            assert needed is not None
+            assert (needed[0], needed[1] >= 0) == (top, has_margin)
+            counted = row[:900].copy()
+            counted[np.frombuffer(needed[2], dtype=np.int32)] = -np.inf
+            keep = np.ones(1000, dtype=bool)
+            keep[900:] = False
+            if needed[0]:
+                keep &= row >= np.sort(counted)[-needed[0]]
+            if needed[1] >= 0:
+                keep &= row >= counted.max() - np.float32(needed[1])
+            few = np.where(keep, row, np.float32(-np.inf))
+            token = sampler.sample(row)
+            assert sampler.sample(few) == token
+            assert sampler.distribution(few) == sampler.distribution(row)
+            sampler.accept(token)
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"temperature": 1.0},
+            {"temperature": 1.0, "top_p": 0.9},
+            {"temperature": 1.0, "top_p": 0.9, "min_p": 0.1},
+            {"temperature": 1.0, "top_k": 900},
+            {"temperature": 0.0, "repetition_penalty": 0.9},
+            {"temperature": 0.0, "presence_penalty": -0.1},
+            {"temperature": 0.0, "frequency_penalty": -0.1},
+            {"temperature": 0.0, "logit_bias": [(3, 0.1)]},
+        ],
+    )
+    def test_all_where_they_are_summed_or_raised(self, settings: dict[str, Any]) -> None:
+        assert _native.Sampler(900, **settings).needed() is None
+
+
 def test_greedy_is_the_best_and_padding_is_never_chosen() -> None:
     row = logits(100)
     row[99] = 1000

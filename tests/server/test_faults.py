@@ -142,12 +142,12 @@ def test_a_kernel_that_fails_costs_its_requests_only_until_it_fails_always(start
     batch = client.live.served.scheduler.loop._batch
     real, failing = batch.step, 1
 
-    def step(work, wanted):
+    def step(work, wanted, screens):
         nonlocal failing
         if failing:
             failing -= 1
             raise RuntimeError("thread 1 of the pool failed at 0x7f00")
-        return real(work, wanted=wanted)
+        return real(work, wanted=wanted, screens=screens)
 
     monkeypatch.setattr(batch, "step", step)
     free = client.live.served.language_model.model.free_positions

@@ -226,7 +226,7 @@ def test_the_prefix_cache_saves_the_shared_beginning(start_scheduler):
 def test_an_engine_that_fails_again_and_again_is_broken(start_scheduler, monkeypatch):
     scheduler = start_scheduler()
 
-    def fail(work, wanted):
+    def fail(work, wanted, screens):
         raise RuntimeError("a kernel's thread died")
 
     async def run():

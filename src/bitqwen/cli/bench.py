@@ -83,6 +83,7 @@ def bench(
     ] = "w4",
     kv: options.KvType = "f16",
     no_tuning: options.NoTuning = False,
+    exact_head: options.ExactHead = False,
     against: Annotated[
         list[str] | None,
         typer.Option(
@@ -151,7 +152,7 @@ def bench(
     chosen = tests(
         *(_numbers(text, flag) for text, flag in ((prompt, "-p"), (generate, "-n"), (depth, "-d")))
     )
-    sides = _sides(models, threads, isa, scheme, kv, against or [])
+    sides = _sides(models, threads, isa, scheme, kv, against or [], exact_head=exact_head)
     with measurements.progress(shown=not quiet) as advance:
         report = run(sides, chosen, repetitions=repetitions, profile=profile, progress=advance)
     terminal.print_line(tables.text(report, form))
@@ -161,7 +162,14 @@ def bench(
 
 
 def _sides(
-    models: list[str], threads: str | None, isa: str | None, scheme: str, kv: str, against: list[str]
+    models: list[str],
+    threads: str | None,
+    isa: str | None,
+    scheme: str,
+    kv: str,
+    against: list[str],
+    *,
+    exact_head: bool,
 ) -> list[Side]:
     from bitqwen import _native
     from bitqwen.generation.loading import gguf_path
@@ -185,8 +193,11 @@ def _sides(
         paths = [gguf_path(model, scheme=name) for name in (["w4"] if whole else scheme.split(","))]
         for path in paths:
             for count in counts:
-                sides += [Side("bitqwen", path, count, name, kv) for name in isas]
-                sides += [Side(name, other or path, count, None, kv, peer=True) for name, other in peers]
+                sides += [Side("bitqwen", path, count, name, kv, exact_head=exact_head) for name in isas]
+                sides += [
+                    Side(name, other or path, count, None, kv, peer=True, exact_head=exact_head)
+                    for name, other in peers
+                ]
     return list(dict.fromkeys(sides))
 
 

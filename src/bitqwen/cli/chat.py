@@ -19,6 +19,7 @@ def chat(
     context: options.Context = None,
     kv: options.KvType = "f16",
     no_tuning: options.NoTuning = False,
+    exact_head: options.ExactHead = False,
     max_tokens: options.MaxTokens = options.DEFAULT_MAX_TOKENS,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -43,7 +44,9 @@ def chat(
         seed=seed,
     )
     settings["max_tokens"] = options.max_tokens(max_tokens)
-    language_model = options.load(model, threads=threads, context=context, kv=kv, quiet=quiet)
+    language_model = options.load(
+        model, threads=threads, context=context, kv=kv, exact_head=exact_head, quiet=quiet
+    )
     terminal.say(f"{model}: /help lists the commands, Ctrl-D leaves.", quiet=quiet)
     Terminal(language_model, system, settings, quiet=quiet).loop()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bitqwen.cli import terminal
-from bitqwen.engine import memory
+from bitqwen.engine import head, memory
 from bitqwen.engine.cache import KvType
 from bitqwen.engine.model import DEFAULT_CONTEXT
 from bitqwen.errors import UnsupportedModelError, UsageError
@@ -111,7 +111,12 @@ class Inspection:
             raise UsageError(f"The context is {context}; this model allows 1 to {longest}.")
         chosen = min(DEFAULT_CONTEXT, longest) if context is None else context
         return memory_needs(
-            self.config, sum(tensor.nbytes for tensor in self.tensors), chosen, kv=kv, threads=threads
+            self.config,
+            sum(tensor.nbytes for tensor in self.tensors),
+            chosen,
+            kv=kv,
+            threads=threads,
+            screened=head.choose(self.config, self.tensors).screened,
         )
 
     def hyperparameters(self) -> dict[str, Any]:
@@ -123,11 +128,24 @@ class Inspection:
 
 
 def memory_needs(
-    config: Qwen2Config, weights: int, context: int, *, kv: KvType = "f16", threads: int | None = None
+    config: Qwen2Config,
+    weights: int,
+    context: int,
+    *,
+    kv: KvType = "f16",
+    threads: int | None = None,
+    screened: bool = False,
 ) -> dict[str, int]:
-    """What :meth:`Inspection.memory` gives, of a model whose tensors take ``weights`` bytes."""
-    need = memory.estimate(config, weights=weights, context=context, kv=kv, threads=threads)
+    """What :meth:`Inspection.memory` gives, of a model whose tensors take ``weights`` bytes.
+
+    A screened head gives way where memory is short.
+    """
     room = memory.available()
+    need = memory.estimate(
+        config, weights=weights, context=context, kv=kv, threads=threads, screened=screened
+    )
+    if screened and sum(need.values()) > room:
+        need = memory.estimate(config, weights=weights, context=context, kv=kv, threads=threads)
     return {
         "context": context,
         **need,

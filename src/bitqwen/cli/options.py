@@ -157,6 +157,14 @@ NoTuning = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+ExactHead = Annotated[
+    bool,
+    typer.Option(
+        "--exact-head",
+        help="Compute every logit of every token, not only those that can be chosen.",
+        rich_help_panel=MODEL,
+    ),
+]
 System = Annotated[
     str | None,
     typer.Option(
@@ -276,10 +284,13 @@ def load(
     threads: int | None,
     context: int | None,
     kv: Literal["f16", "q8", "q4", "int8"],
+    exact_head: bool = False,
     quiet: bool = False,
 ) -> LanguageModel:
     """Opens a model, with a spinner on stderr."""
     import bitqwen
 
     with terminal.status(f"Loading {source}", quiet=quiet):
-        return bitqwen.load(source, kv=kv, **given(threads=threads, context=context))
+        return bitqwen.load(
+            source, kv=kv, exact_head=exact_head or None, **given(threads=threads, context=context)
+        )

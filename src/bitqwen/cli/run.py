@@ -37,6 +37,7 @@ def run(
     context: options.Context = None,
     kv: options.KvType = "f16",
     no_tuning: options.NoTuning = False,
+    exact_head: options.ExactHead = False,
     max_tokens: options.MaxTokens = options.DEFAULT_MAX_TOKENS,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -56,7 +57,9 @@ def run(
     if raw and system is not None:
         raise typer.BadParameter("--raw takes the prompt as it stands; leave --system out.")
     text = prompts.read(prompt, file)
-    language_model = options.load(model, threads=threads, context=context, kv=kv, quiet=quiet or json)
+    language_model = options.load(
+        model, threads=threads, context=context, kv=kv, exact_head=exact_head, quiet=quiet or json
+    )
     stream = language_model.stream(
         text if raw else _messages(system, text),
         max_tokens=options.max_tokens(max_tokens),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bitqwen import _native
 
+from . import head
 from .cache import KvType
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def estimate(
     kv: KvType = "f16",
     threads: int | None = None,
     batch: int = 512,
+    screened: bool = False,
 ) -> dict[str, int]:
     """Bytes that :attr:`Model.memory` will report: ``weights``, ``cache``, ``scratch``.
 
@@ -32,8 +34,9 @@ def estimate(
         kv: number format of the KV cache, see :mod:`bitqwen.engine.cache`.
         threads: threads that will compute; default: one per core.
         batch: tokens computed at once while reading a prompt.
+        screened: with a screened head.
     """
-    return _native.estimate_memory(
+    need = _native.estimate_memory(
         hidden=config.hidden_size,
         intermediate=config.intermediate_size,
         layers=config.layers,
@@ -46,6 +49,10 @@ def estimate(
         kv=kv,
         batch=batch,
     )
+    if screened:
+        need["weights"] += head.screen_bytes(config)
+        need["scratch"] += head.screen_scratch(config)
+    return need
 
 
 def largest_context(

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from bitqwen.generation.results import FinishReason, Piece, TokenLogprob, TokenLogprobs
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
+    from bitqwen.engine import Screen
     from bitqwen.generation.options import GenerationSettings
     from bitqwen.generation.tokenizer import Tokenizer
 
@@ -45,29 +47,33 @@ class Answer:
         self._stop_ids = settings.stop_token_ids | (
             frozenset() if settings.ignore_eos else tokenizer.stop_ids
         )
-        self._forbidden = frozenset(tokenizer.unused_ids) | (
+        forbidden = frozenset(tokenizer.unused_ids) | (
             tokenizer.stop_ids if settings.ignore_eos else frozenset()
         )
-        self._sampler = settings.sampling.sampler(tokenizer.vocab_size, forbidden=sorted(self._forbidden))
+        self._sampler = settings.sampling.sampler(tokenizer.vocab_size, forbidden=sorted(forbidden))
         self._sampler.add_prompt(list(prompt))
         self._texts: list[str] = []
 
     @property
-    def only_the_best(self) -> bool:
-        """Whether no logit counts but the highest of those that :meth:`may_take` allows."""
-        sampling, settings = self._settings.sampling, self._settings
-        return (
-            sampling.greedy
-            and not sampling.logit_bias
-            and sampling.repetition_penalty == 1
-            and sampling.presence_penalty == sampling.frequency_penalty == 0
-            and settings.logprobs is None
-            and settings.constraint is None
-        )
+    def screen(self) -> Screen | None:
+        """The logits that the next piece will look at; ``None`` for all.
 
-    def may_take(self, token: int) -> bool:
-        """Whether a row is neither padding nor a stop token that is to be ignored."""
-        return token < self._tokenizer.vocab_size and token not in self._forbidden
+        All are needed for log-probabilities, for a constraint, and where the sampler says so.
+        """
+        from bitqwen.engine import Screen
+
+        if self._settings.logprobs is not None or self._settings.constraint is not None:
+            return None
+        needed = self._sampler.needed()
+        if needed is None:
+            return None
+        top, margin, lowered = needed
+        return Screen(
+            top=top or None,
+            margin=None if margin < 0 else margin,
+            rows=self._tokenizer.vocab_size,
+            lowered=np.frombuffer(lowered, dtype=np.int32),
+        )
 
     @property
     def text(self) -> str:

@@ -43,7 +43,6 @@ class LanguageModel:
         template: messages to a prompt.
         sampling: what a generation uses for settings that it is not given.
         load_seconds: how long loading took.
-        screened_head: greedy decoding computes only those rows of the output matrix that can win.
     """
 
     def __init__(
@@ -54,7 +53,6 @@ class LanguageModel:
         sampling: SamplingParams | None = None,
         *,
         load_seconds: float = 0.0,
-        screened_head: bool = False,
     ) -> None:
         if tokenizer.vocab_size > model.vocab_size:
             raise ModelFileError(
@@ -67,7 +65,6 @@ class LanguageModel:
         self.template = template or ChatTemplate()
         self.sampling = sampling or SamplingParams()
         self.load_seconds = load_seconds
-        self.screened_head = screened_head
         self._sessions = SessionCache(model)
         self._compiler: ConstraintCompiler | None = None
         self._compiling = threading.Lock()
@@ -83,7 +80,7 @@ class LanguageModel:
         kv: KvType = "f16",
         batch: int = 512,
         chat_template: str | None = None,
-        screened_head: bool = False,
+        exact_head: bool | None = None,
     ) -> LanguageModel:
         """Loads a GGUF file.
 
@@ -95,8 +92,8 @@ class LanguageModel:
             kv: type of the KV cache, "f16", "q8" or "q4".
             batch: tokens of a prompt that are read at once.
             chat_template: to use instead of the file's.
-            screened_head: keep the output matrix in two bits too, so that greedy decoding computes only the
-                rows of it that can win: quicker tokens for a longer load and more memory.
+            exact_head: True computes every logit of every token; False only those that can be chosen, where
+                the sampling settings say which, with the same answers; None: the latter where it pays.
 
         Raises:
             ModelFileError, UnsupportedModelError: the file cannot be read or run.
@@ -113,7 +110,7 @@ class LanguageModel:
             cache_positions=cache_positions,
             kv=kv,
             batch=batch,
-            screened_head=screened_head,
+            exact_head=exact_head,
         )
         metadata = model.metadata
         tokenizer = Tokenizer.from_gguf(metadata)
@@ -124,7 +121,6 @@ class LanguageModel:
             ChatTemplate(source, special_tokens=_special_token_texts(tokenizer)),
             SamplingParams.from_metadata(metadata),
             load_seconds=time.perf_counter() - started,
-            screened_head=screened_head,
         )
 
     @property
@@ -173,7 +169,7 @@ class LanguageModel:
             settings,
             context=self.context,
             load_seconds=self.load_seconds,
-            screened=self.screened_head,
+            screened=self.model.screened,
         )
 
     def constraint(self, grammar: Grammar) -> Constraint:

@@ -43,7 +43,7 @@ class LoadOptions(SourceOptions, total=False):
         kv: type of the KV cache: "f16", "q8" or "q4".
         batch: tokens of a prompt that are read at once.
         chat_template: to use instead of the model's.
-        screened_head: quicker greedy decoding for a longer load, see :meth:`LanguageModel.load`.
+        exact_head: compute every logit of every token, see :meth:`LanguageModel.load`.
     """
 
     threads: int | None
@@ -51,7 +51,7 @@ class LoadOptions(SourceOptions, total=False):
     kv: KvType
     batch: int
     chat_template: str | None
-    screened_head: bool
+    exact_head: bool | None
 
 
 def load(source: str | PathLike[str], **options: Any) -> LanguageModel:

@@ -45,7 +45,7 @@ class TextStream(Iterator[Piece]):
         self.timings = Timings(prompt_tokens=len(prompt), load_seconds=load_seconds)
         self._context = context
         self._answer = Answer(tokenizer, prompt, settings)
-        self._screened = screened and self._answer.only_the_best
+        self._screened = screened
         self._pieces = self._run(sessions, list(prompt))
 
     def __iter__(self) -> TextStream:
@@ -127,20 +127,8 @@ class TextStream(Iterator[Piece]):
                 timings.decode_steps += 1
 
     def _feed(self, session: Session, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Logits after the last of ``ids``: [vocabulary]; screened, if the best alone will be looked at."""
-        if self._screened:
-            from bitqwen.engine import Screen
-
-            logits = _row(session.feed(ids, screen=Screen(top=1)))
-            if self._answer.may_take(int(logits.argmax())):
-                return logits
-            # The best that may be taken is another, which the screen can have left out.
-            session.truncate(len(session) - 1)
-            ids = ids[-1:]
-        return _row(session.feed(ids))
-
-
-def _row(logits: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    if logits is None:  # the engine's answer to logits="none" only
-        raise RuntimeError("the engine returned no logits")
-    return logits
+        """Logits after the last of ``ids``: [vocabulary]; those that will be looked at, if it is screened."""
+        logits = session.feed(ids, screen=self._answer.screen if self._screened else None)
+        if logits is None:  # the engine's answer to logits="none" only
+            raise RuntimeError("the engine returned no logits")
+        return logits

@@ -77,7 +77,12 @@ class BitqwenLM(TemplateLM):
         length = DEFAULT_CONTEXT if context is None else context
         # A page of the cache may be begun by each sequence.
         self._model = Model.open(
-            path, threads=threads, context=length, cache_positions=sequences * (length + 64), kv=kv
+            path,
+            threads=threads,
+            context=length,
+            cache_positions=sequences * (length + 64),
+            kv=kv,
+            exact_head=True,
         )
         metadata = self._model.metadata
         # Not `tokenizer`: the harness would ask that for what Hugging Face's tokenizers do.

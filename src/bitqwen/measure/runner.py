@@ -45,7 +45,14 @@ class EngineOptions:
         """
         # A page of the cache may be begun by each sequence.
         positions = sequences * (context + 64)
-        return Model.open(path, threads=self.threads, context=context, cache_positions=positions, kv=self.kv)
+        return Model.open(
+            path,
+            threads=self.threads,
+            context=context,
+            cache_positions=positions,
+            kv=self.kv,
+            exact_head=True,
+        )
 
 
 def about(path: Path) -> dict[str, Any]:

@@ -292,6 +292,7 @@ class EngineLoop:
                 logits = self._batch.step(
                     [(s.session, ids) for s, ids in work if s.session is not None],
                     wanted=[len(ids) == s.missing for s, ids in work],
+                    screens=[s.answer.screen for s, _ in work] if self._model.screened else None,
                 )
             except ResourceError as error:
                 if self._cache.evict():

@@ -136,6 +136,7 @@ class Service:
             cache_positions=self._positions(),
             kv=settings.kv,
             batch=max(512, settings.step_tokens),
+            exact_head=settings.exact_head or None,
         )
         store = None
         if settings.prefix_cache and settings.prefix_cache_dir is not None:
@@ -149,20 +150,22 @@ class Service:
 
     def _estimate(self, offer: Offer) -> int:
         """Bytes that a model will take."""
-        from bitqwen.engine import memory
+        from bitqwen.engine import head, memory
         from bitqwen.generation.loading import gguf_path
         from bitqwen.gguf import GGUFFile
         from bitqwen.models.qwen2 import Qwen2Config
 
         file = GGUFFile(gguf_path(offer.source))
+        config = Qwen2Config.from_gguf(file.metadata, file.tensors)
         return sum(
             memory.estimate(
-                Qwen2Config.from_gguf(file.metadata, file.tensors),
+                config,
                 weights=sum(tensor.nbytes for tensor in file.tensors.values()),
                 context=self._positions(),
                 kv=self.settings.kv,
                 threads=self.settings.threads,
                 batch=max(512, self.settings.step_tokens),
+                screened=not self.settings.exact_head and head.choose(config, file.tensors.values()).screened,
             ).values()
         )
 

@@ -76,6 +76,9 @@ class ServerSettings(BaseSettings):
         description="Tokens that one sequence may have; 4096, or the model's own if that is less.",
     )
     kv: Literal["f16", "q8", "q4", "int8"] = Field("f16", description="Number format of the KV cache.")
+    exact_head: bool = Field(
+        False, description="Compute every logit of every token, not only those that can be chosen."
+    )
     cache_positions: int | None = Field(
         None,
         ge=16,

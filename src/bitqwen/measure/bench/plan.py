@@ -39,6 +39,7 @@ class Side:
         isa: instruction set that is forced; None for the best.
         kv: the KV cache's type.
         peer: whether it is there to be compared with.
+        exact_head: compute all logits of a decoded token, not those alone that a greedy choice needs.
     """
 
     engine: str
@@ -47,6 +48,7 @@ class Side:
     isa: str | None = None
     kv: str = "f16"
     peer: bool = False
+    exact_head: bool = False
 
     @property
     def label(self) -> str:

@@ -114,6 +114,7 @@ class Row:
             "threads": self.side.threads,
             "isa": self.facts.get("isa"),
             "kv": self.side.kv,
+            "head": self.facts.get("head"),
             "peer": self.side.peer,
             "test": self.test.name,
             "kind": self.test.kind,

@@ -43,6 +43,8 @@ def markdown(report: Report) -> str:
         columns.append(("engine", _engine))
     columns.append(("threads", lambda row: str(row.side.threads)))
     columns.append(("isa", lambda row: str(row.facts.get("isa", "-"))))
+    if any(row.facts.get("head") == "screened" for row in rows):
+        columns.append(("head", lambda row: str(row.facts.get("head", "-"))))
     if several["kv"]:
         columns.append(("kv", lambda row: row.side.kv))
     columns += [

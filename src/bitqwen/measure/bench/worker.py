@@ -48,11 +48,14 @@ class Engine(Protocol):
 class Bitqwen:
     """This package's own engine."""
 
-    def __init__(self, model: str, threads: int, context: int, kv: str) -> None:
-        from bitqwen.engine import Model
+    def __init__(self, model: str, threads: int, context: int, kv: str, exact_head: bool = False) -> None:
+        from bitqwen.engine import Model, Screen
 
         self.kv = cast("KvType", kv)  # refused below if it is none
-        self.model = Model.open(model, threads=threads, context=context, kv=self.kv)
+        self.model = Model.open(
+            model, threads=threads, context=context, kv=self.kv, exact_head=exact_head or None
+        )
+        self.screen = Screen(top=1)  # as `run --temp 0` does
         self.session = self.model.session()
         self.vocab_size = self.model.vocab_size
 
@@ -69,7 +72,8 @@ class Bitqwen:
         body = sum(math.prod(spec.shape) for spec in config.tensors() if spec.role == "matrix")
         return {
             "isa": _native.isa_name(),
-            "decode_bytes": self.model.decode_bytes,
+            "decode_bytes": self.model.greedy_bytes,
+            "head": "screened" if self.model.screened else "exact",
             "kv_bytes": (cache(8192) - cache(4096)) / 4096,
             "body_macs": body,
             "decode_macs": body + config.vocab_size * config.hidden_size,
@@ -78,7 +82,7 @@ class Bitqwen:
 
     def feed(self, ids: list[int]) -> None:
         """Computes ids after those in the context."""
-        self.session.feed(ids)
+        self.session.feed(ids, screen=self.screen)
 
     def truncate(self, length: int) -> None:
         """Forgets what comes after ``length`` tokens."""
