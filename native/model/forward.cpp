@@ -365,16 +365,18 @@ void Model::head(std::span<const Row> rows, Output output, float* result) {
   std::vector<int>& wanted = s.wanted;
   wanted.clear();
   bool screened = screen_.has_value() && output == Output::kLogits;
+  int64_t together = 0;
   for (size_t row = 0; row < rows.size(); ++row) {
     if (rows[row].logits < 0) continue;
     wanted.push_back(static_cast<int>(row));
     screened = screened && rows[row].screen.wanted();
+    together += rows[row].screen.share();
   }
   if (wanted.empty()) return;
   const int n = static_cast<int>(wanted.size());
   const int64_t stride = width(output);
   float* out = result + rows[wanted[0]].logits * stride;
-  if (screened && n <= kScreenedRows) {
+  if (screened && n <= kScreenedRows && (n == 1 || together <= Screen::kMostTogether)) {
     screened_logits(rows, out);
     return;
   }

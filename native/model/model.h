@@ -59,6 +59,10 @@ struct Screen {
   static constexpr int64_t kMostTop = 128;
   static constexpr float kMostMargin = 8.0f;
   bool wanted() const { return top > 0 ? top <= kMostTop : margin >= 0.0f && margin <= kMostMargin; }
+  /// Several rows of one step add up what they need: together at most kMostTogether, or the whole head is
+  /// quicker, because its rows are then read once for all.
+  static constexpr int64_t kMostTogether = 20;
+  int64_t share() const { return top > 0 ? top : kMostTogether; }
 };
 
 /// Tokens to append to one sequence.

@@ -9,7 +9,7 @@
 
 namespace bitqwen {
 
-constexpr int kScreenedRows = 8;                         // rows of logits that one screened pass makes
+constexpr int kScreenedRows = 4;                         // rows of logits that one screened pass makes
 constexpr int kAttentionRows = 8;                        // queries that share a pass over keys and values
 constexpr int64_t kAttentionChunk = 8 * kPagePositions;  // positions of one partial softmax
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -76,7 +77,7 @@ def test_rows_that_matter_are_those_of_the_full_head(model, expected, screen):
 
 
 def test_a_batch_changes_no_bit_of_a_screened_row(model, expected):
-    screens = [Screen(top=1), Screen(top=30), Screen(margin=1.0)]
+    screens = [Screen(top=1), Screen(top=12), Screen(top=5, margin=0.1)]
     sessions = [model.session() for _ in screens]
     alone = [model.session() for _ in screens]
     try:
@@ -88,6 +89,14 @@ def test_a_batch_changes_no_bit_of_a_screened_row(model, expected):
     finally:
         for session in sessions + alone:
             session.close()
+
+
+@pytest.mark.parametrize("screens", [[Screen(top=1)] * 5, [Screen(top=11)] * 2, [Screen(margin=0.1)] * 2])
+def test_a_batch_that_needs_many_rows_has_the_whole_head(model, expected, screens):
+    with contextlib.ExitStack() as stack:
+        sessions = [stack.enter_context(model.session()) for _ in screens]
+        out = Batch(model).step([(session, IDS[:4]) for session in sessions], screens=screens)
+    np.testing.assert_array_equal(out, [expected[3]] * len(screens))
 
 
 def test_a_row_without_a_screen_is_whole(model, expected):

@@ -32,9 +32,9 @@ class Batch:
 
         With ``wanted``, only the sessions for which it is true have a row: a part of a prompt that is not
         its last needs none. With ``screens``, those logits of each that will be looked at: a model with a
-        screened head leaves out others where no session of the step needs all of its own. Otherwise the
-        result for a session does not depend on what else is in the step, to the last bit. On an error no
-        session has changed.
+        screened head leaves out others where every session of the step has a screen, there are at most 4
+        and they need few rows together. Otherwise the result for a session does not depend on what else is
+        in the step, to the last bit. On an error no session has changed.
 
         Raises:
             ContextLengthError: a session's context would overflow.

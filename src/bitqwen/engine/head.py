@@ -12,7 +12,7 @@ _BLOCK = 128  # rotated columns that share a scale; native/kernels/coarse_rows.h
 _BLOCK_BYTES = 34
 _COMPUTED = 0.05  # of the rows, beside the screen; a greedy token needs fewer, one of the 20 best a few more
 _LEAST_SAVED = 0.08
-_SCRATCH_ROWS = 8  # logits rows that one screened step makes
+_SCRATCH_ROWS = 4  # logits rows that one screened step makes
 
 
 class Tensor(Protocol):
