@@ -294,7 +294,8 @@ class Comparison:
         )
         seconds = None
         if not path.exists():
-            seconds = timed(lambda: convert(self.neutral, path, plans=found.plans, calibration=library))
+            settings = {"plans": found.plans, "importance": found.importance, "calibration": library}
+            seconds = timed(lambda: convert(self.neutral, path, **settings))
         if path.stat().st_size > nbytes:
             raise SystemExit(f"{path}: {path.stat().st_size:,} bytes; {nbytes:,} were allowed")
         weights: dict[str, int] = {}

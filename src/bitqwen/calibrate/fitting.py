@@ -57,6 +57,8 @@ class Fitting:
         loss: the expected KL divergence from the source, in nats; a guide, which a receipt replaces.
         sensitivity: KL divergence for each share of a matrix's outputs that is lost, by its name.
         neighbours: budgets around it, and the loss to expect there; None where nothing fits.
+        importance: of the inputs of the output head, float32 [hidden], by its Hugging Face name; what the
+            loss was measured with, and the head is to be fitted with.
     """
 
     plans: dict[str, TensorPlan]
@@ -64,6 +66,7 @@ class Fitting:
     loss: float
     sensitivity: dict[str, float]
     neighbours: dict[int, float | None]
+    importance: dict[str, Matrix]
 
 
 class Budgets:
@@ -113,6 +116,7 @@ class Budgets:
         if tied and HEAD in found:  # stored twice, and written once for both uses
             found[EMBEDDING] = found[HEAD]._replace(nats=found[HEAD].nats + found[EMBEDDING].nats)
         self.sensitivity = found
+        self._head = EMBEDDING if tied else HEAD
         swept = calibration is not None and Recipe.parse(calibration.recipe).needs_moments
         self._options: dict[str, list[Option]] = {}
         for place, (name, job) in enumerate(matrices.items()):
@@ -149,6 +153,7 @@ class Budgets:
             loss=chosen.loss,
             sensitivity={name: each.nats for name, each in self.sensitivity.items()},
             neighbours=neighbours,
+            importance={self._head: noise_weights(self.sensitivity[self._head].importance)},
         )
 
 

@@ -141,11 +141,11 @@ def convert(
     terminal.hub_progress(shown=not (quiet or json))
     chain = _calibration(calibration, calibration_tokens, recipe, save_importance)
     hub = {"revision": revision, "token": token, "offline": offline}
-    plans = None
+    chosen = None
     if fit is not None or bits is not None:
         if embedding is not None or head is not None or (fit is not None and bits is not None):
             raise UsageError("--fit and --bits choose every type themselves, and one of them is enough.")
-        plans = fitting.plans(source, fit, bits, chain, quiet=quiet or json, threads=threads, **hub)
+        chosen = fitting.plans(source, fit, bits, chain, quiet=quiet or json, threads=threads, **hub)
     else:
         _warn_of_its_size(source, scheme, quiet=quiet or json, **hub)
     report = convert_with_progress(
@@ -156,7 +156,8 @@ def convert(
         embedding=embedding,
         head=head,
         calibration=chain,
-        plans=plans,
+        plans=None if chosen is None else chosen.plans,
+        importance=None if chosen is None else chosen.importance,
         force=force,
         threads=threads,
         **hub,

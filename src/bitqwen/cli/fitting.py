@@ -10,7 +10,6 @@ from bitqwen.errors import UsageError
 
 if TYPE_CHECKING:
     from bitqwen.calibrate import Calibration, Fitting
-    from bitqwen.quant import TensorPlan
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*")
@@ -38,7 +37,7 @@ def plans(
     quiet: bool,
     threads: int | None,
     **hub: Any,
-) -> dict[str, TensorPlan]:
+) -> Fitting:
     """The types with which a model is best at a size or at so many bits per weight.
 
     Args:
@@ -79,7 +78,7 @@ def plans(
     )
     for line in summary(found, budget):
         terminal.say(line, quiet=quiet)
-    return found.plans
+    return found
 
 
 def summary(found: Fitting, budget: int) -> list[str]:

@@ -17,7 +17,7 @@ from bitqwen.errors import CheckpointError, UsageError
 from bitqwen.gguf import GGUFWriter, TensorType, codebook_name, codebook_shape
 from bitqwen.models.qwen2 import Qwen2Config
 from bitqwen.models.registry import config_from_hf
-from bitqwen.quant import Encoded, Scheme, TensorPlan, quantize, schemes
+from bitqwen.quant import Encoded, Scheme, Statistics, TensorPlan, quantize, schemes
 
 from .calibration import CalibratedMatrices, Calibration
 from .metadata import file_metadata
@@ -40,6 +40,7 @@ def convert(
     head: str | None = None,
     calibration: Calibration | None = None,
     plans: Mapping[str, TensorPlan] | None = None,
+    importance: Mapping[str, npt.NDArray[np.float32]] | None = None,
     kernel_hint: str | None = None,
     force: bool = False,
     threads: int | None = None,
@@ -62,6 +63,8 @@ def convert(
         calibration: quantises the layers' matrices by what their inputs are on a text, instead of by their
             values alone; see :class:`bitqwen.calibrate.Calibration`.
         plans: how to store single tensors, by their Hugging Face names, instead of the scheme's way.
+        importance: how much the error of each column weighs, float32 [cols], for tensors that calibration
+            leaves alone, by their Hugging Face names: an output head, or an embedding that is one.
         kernel_hint: a family of kernels ("tl1", "tl2") to note in the settings; the layout is the same.
         force: convert with "bitnet" a model that was not trained for it.
         threads: default: one per core.
@@ -122,7 +125,9 @@ def convert(
 
             ready = calibrated.take(job.source)
             if ready is None:
-                tensor = _convert_tensor(checkpoint, job, writer, threads or 0, advance)
+                weights = (importance or {}).get(job.spec.hf_name)
+                statistics = None if weights is None else Statistics(weights)
+                tensor = _convert_tensor(checkpoint, job, writer, statistics, threads or 0, advance)
             else:
                 tensor = _write_encoded(checkpoint, job, writer, *ready)
             report.tensors.append(tensor)
@@ -143,7 +148,12 @@ def convert(
 
 
 def _convert_tensor(
-    checkpoint: Checkpoint, job: Job, writer: GGUFWriter, threads: int, advance: Callable[[int], None]
+    checkpoint: Checkpoint,
+    job: Job,
+    writer: GGUFWriter,
+    statistics: Statistics | None,
+    threads: int,
+    advance: Callable[[int], None],
 ) -> TensorReport:
     started = time.perf_counter()
     spec, plan, source = job
@@ -156,7 +166,7 @@ def _convert_tensor(
         for begin, end in _pieces(job):
             piece = checkpoint.read(source, begin, end)
             values += piece.size
-            encoded = _encode(piece, job, begin, threads)
+            encoded = _encode(piece, job, begin, threads, statistics)
             del piece
             nbytes += encoded.data.nbytes
             error += encoded.error
@@ -218,8 +228,15 @@ def _pieces(job: Job) -> Iterator[tuple[int, int | None]]:
         yield begin, min(begin + rows, shape[0])
 
 
-def _encode(values: npt.NDArray[np.float32], job: Job, first_row: int, threads: int) -> Encoded:
-    encoded = quantize(values, job.plan.tensor_type, method=job.plan.method, threads=threads)
+def _encode(
+    values: npt.NDArray[np.float32],
+    job: Job,
+    first_row: int,
+    threads: int,
+    statistics: Statistics | None = None,
+) -> Encoded:
+    plan = job.plan
+    encoded = quantize(values, plan.tensor_type, method=plan.method, statistics=statistics, threads=threads)
     if not math.isfinite(encoded.energy):
         place = np.argwhere(~np.isfinite(values))[0].tolist()
         value = values[tuple(place)]
