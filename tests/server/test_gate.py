@@ -6,6 +6,7 @@ import http.client
 import json
 import logging
 import time
+import tracemalloc
 
 import pytest
 
@@ -69,6 +70,8 @@ class TestLog:
         client = start_app(api_keys=["sesame"])
         with caplog.at_level(logging.INFO, logger="bitqwen.access"):
             answer = client.post(CHAT, BODY, authorization="Bearer sesame", **{"x-request-id": "mine-1"})
+            while not any(record.name == "bitqwen.access" for record in caplog.records):
+                time.sleep(0.005)  # the line is written when the answer is on its way
         assert answer.headers["x-request-id"] == "mine-1"
         (line,) = [record.msg for record in caplog.records if record.name == "bitqwen.access"]
         assert line["request_id"] == "mine-1"
@@ -174,3 +177,22 @@ def test_every_interface_notes_its_usage_in_the_log(start_app, caplog, path, fie
     (line,) = [record.msg for record in caplog.records if record.msg["path"] == path]
     assert (line["model"], line["completion_tokens"]) == ("tiny", 4)
     assert line["prompt_tokens"] >= 2
+
+
+def test_what_was_asked_does_not_stay_in_memory():
+    from bitqwen.server.openai_schemas import CompletionRequest
+    from bitqwen.server.schemas import parse
+
+    def ask(number: int) -> None:
+        parse(CompletionRequest, json.dumps({"model": "tiny", "prompt": f"question {number}"}).encode())
+
+    ask(0)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(1, 3000):
+            ask(number)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 20_000  # less than ten bytes each

@@ -25,7 +25,8 @@ class Strict(BaseModel):
         UNSUPPORTED: fields that the interface knows and this server refuses, with the reason.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    # Of strings, pydantic would keep thousands for later requests: short prompts among them.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, cache_strings="keys")
     UNSUPPORTED: ClassVar[dict[str, str]] = {}
 
 
