@@ -171,8 +171,10 @@ def test_health_while_the_queue_is_full(start_app):
     scheduler = client.live.served.scheduler
     asked = raw_request(client, body(max_tokens=None, ignore_eos=True, stream=True, logprobs=100))
     with socket.create_connection(address(client)) as one, socket.create_connection(address(client)) as two:
-        for connection in (one, two):  # neither is read: the first one stays in the batch
-            connection.sendall(asked)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        one.sendall(asked)  # and not read: it stays in the batch
+        until(lambda: scheduler.running == 1)
+        two.sendall(asked)
         until(lambda: scheduler.full)
         health = client.get("/health")
         assert (health.status_code, health.json()["status"]) == (200, "overloaded")
