@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
 import stat
 import sys
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_types_whose_blocks_do_not_fit_are_left_out(kernels):
 
 
 def test_the_program_is_run_for_each_width_and_the_results_saved(kernels, tmp_path, capsys):
-    fake = program(tmp_path, f"echo \"$@\" >> {tmp_path}/calls\ncat << 'END'\n{RECORDED}END")
+    fake = program(tmp_path, f'echo "$@" >> {tmp_path}/calls\nprintf %s {shlex.quote(RECORDED)}')
     saved = tmp_path / "out.json"
     options = ["--types", "TQ2_0,V2_5", "--test", "memory", "--k", "1536", "--k", "3584", "--threads", "2"]
     assert kernels.main([str(fake), *options, "--save", str(saved)]) == 0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
 import stat
 import sys
 from pathlib import Path
@@ -174,7 +175,7 @@ def test_a_run_beside_a_recorded_llama_bench(tiny, tmp_path):
 
 def program(folder, output):
     path = folder / "llama-bench"
-    path.write_text(f"#!/bin/sh\ncat <<'END'\n{output}\nEND\n")
+    path.write_text(f"#!/bin/sh\nprintf '%s\\n' {shlex.quote(output)}\n")  # no `cat`: PATH may lack it
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
 
