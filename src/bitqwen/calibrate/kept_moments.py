@@ -120,22 +120,27 @@ def measure(
         def weigh(names: tuple[str, ...], x: Matrix) -> dict[str, Matrix]:
             kept = names[0].removesuffix(".weight")
             found = Moments.of(x, ids.shape[1])
-            np.save(folder / f"{kept}.npy", found.rest)
-            np.savez(
-                folder / f"{kept}.npz", importance=mean_squares(x), first=found.first, others=found.others
-            )
+            with atomic_file(folder / f"{kept}.npy") as file:
+                np.save(file, found.rest)
+            with atomic_file(folder / f"{kept}.npz") as file:
+                np.savez(file, importance=mean_squares(x), first=found.first, others=found.others)
             inputs.update(dict.fromkeys(names, kept))
             return {name: checkpoint.read(name) for name in names}
 
         run_layer(hidden, ids.shape[1], layer, checkpoint, config, weigh)
         with atomic_file(folder / _HIDDEN) as file:
             np.save(file, hidden)
-        begun.write_text(json.dumps({**state, "layers": layer + 1, "inputs": inputs}), encoding="utf-8")
+        _write(begun, {**state, "layers": layer + 1, "inputs": inputs})
     note = {"tokens": ids.size, "chunk": ids.shape[1], "inputs": inputs}
-    (folder / _NOTE).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+    _write(folder / _NOTE, note)
     (folder / _HIDDEN).unlink(missing_ok=True)
     begun.unlink(missing_ok=True)
     return KeptMoments(folder)
+
+
+def _write(path: Path, note: Mapping[str, object]) -> None:
+    with atomic_file(path) as file:
+        file.write(json.dumps(note, indent=1).encode() + b"\n")
 
 
 class MomentsEncoder:
