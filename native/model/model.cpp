@@ -242,7 +242,7 @@ MemoryReport Model::estimate(const Config& config, const ModelOptions& options, 
 
 int64_t Model::decode_bytes(bool screened) const {
   const int64_t head = output_ ? output_->bytes() : embedding_->bytes();
-  int64_t bytes = screened && screen_ ? screen_->bytes() + head / 100 : head;
+  int64_t bytes = screened && screen_ ? screen_->bytes() + head / 50 : head;
   for (const Layer& layer : layers_) {
     for (const PackedMatrix* matrix : matrices(layer)) bytes += matrix->bytes();
   }

@@ -88,7 +88,7 @@ class Model {
   static MemoryReport estimate(const Config& config, const ModelOptions& options, int threads,
                                int64_t weights);
   /// Bytes of packed weights that computing one token reads: all but an embedding that is no head. With
-  /// `screened`, of a greedy token: the screen, if there is one, for the head (and about 1 % of the head).
+  /// `screened`, of a greedy token: the screen, if there is one, for the head (and about 2 % of it).
   int64_t decode_bytes(bool screened = false) const;
   int threads() const { return pool_.size(); }
   bool screened() const { return screen_.has_value(); }
