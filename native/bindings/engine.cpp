@@ -11,9 +11,11 @@
 #include "bindings/plans.h"
 #include "errors.h"
 #include "gguf/reader.h"
+#include "kernels/coarse_rows.h"
 #include "kernels/isa.h"
 #include "model/model.h"
 #include "system/limits.h"
+#include "system/numa.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -60,6 +62,14 @@ ScreenedHead::Use screened_head(const std::string& name) {
   if (name == "always") return ScreenedHead::Use::kAlways;
   throw Error(ErrorKind::kArgument,
               "screened head '" + name + "' is not known; 'never', 'if room' and 'always' are");
+}
+
+// None where there is nothing to place: no root, or a machine whose memory is as near to every core.
+std::vector<ThreadPlace> thread_places(const std::string& root, int threads) {
+  if (root.empty()) return {};
+  const std::vector<NumaNode> nodes = numa_nodes(root, allowed_cpus());
+  if (nodes.size() < 2) return {};
+  return spread_threads(nodes, threads > 0 ? threads : available_cores());
 }
 
 nb::dict as_dict(const MemoryReport& report) {
@@ -145,16 +155,20 @@ void bind_engine(nb::module_& m) {
       .def(
           "__init__",
           [](LockedModel* self, const gguf::File& file, int threads, int64_t context, int64_t cache_positions,
-             const std::string& kv, int batch, const std::vector<PlanRow>& plan, const std::string& screen) {
-            const ModelOptions options{threads, context,           cache_positions,      kv_type(kv),
-                                       batch,   kernel_plan(plan), screened_head(screen)};
+             const std::string& kv, int batch, const std::vector<PlanRow>& plan, const std::string& screen,
+             const std::string& numa_root) {
+            const ModelOptions options{
+                threads, context,           cache_positions,       kv_type(kv),
+                batch,   kernel_plan(plan), screened_head(screen), thread_places(numa_root, threads)};
             nb::gil_scoped_release release;
             new (self) LockedModel(file, options);
           },
           "file"_a, "threads"_a, "context"_a, "cache_positions"_a, "kv"_a, "batch"_a,
-          "plan"_a = std::vector<PlanRow>{}, "screened_head"_a = "never")
+          "plan"_a = std::vector<PlanRow>{}, "screened_head"_a = "never", "numa_root"_a = "",
+          "`numa_root`: the folder above /sys, to place threads and weights on its memory nodes.")
       .def_prop_ro("vocab_size", [](const LockedModel& self) { return self.model().config().vocab_size; })
       .def_prop_ro("threads", [](const LockedModel& self) { return self.model().threads(); })
+      .def_prop_ro("numa_nodes", [](const LockedModel& self) { return self.model().numa_nodes(); })
       .def_prop_ro("context", [](const LockedModel& self) { return self.model().options().context; })
       .def_prop_ro("screened", [](const LockedModel& self) { return self.model().screened(); })
       .def(
@@ -239,20 +253,27 @@ void bind_engine(nb::module_& m) {
   m.def(
       "estimate_memory",
       [](int64_t hidden, int64_t intermediate, int layers, int heads, int kv_heads, int head_dim,
-         int64_t weights, int threads, int64_t context, const std::string& kv, int batch) {
+         int64_t vocab_size, int64_t weights, int threads, int64_t context, const std::string& kv, int batch,
+         bool screened) {
         Config config;
+        config.vocab_size = vocab_size;
         config.hidden = hidden;
         config.intermediate = intermediate;
         config.layers = layers;
         config.heads = heads;
         config.kv_heads = kv_heads;
         config.head_dim = head_dim;
-        const ModelOptions options{threads, context, 0, kv_type(kv), batch, {}, {}};
+        const ModelOptions options{
+            threads, context, 0, kv_type(kv), batch, {}, screened_head(screened ? "always" : "never"), {}};
         return as_dict(Model::estimate(config, options, threads, weights));
       },
       nb::kw_only(), "hidden"_a, "intermediate"_a, "layers"_a, "heads"_a, "kv_heads"_a, "head_dim"_a,
-      "weights"_a, "threads"_a, "context"_a, "kv"_a, "batch"_a,
+      "vocab_size"_a, "weights"_a, "threads"_a, "context"_a, "kv"_a, "batch"_a, "screened"_a,
       "What Model.memory() will say of a model of this shape, before it is loaded.");
+  m.def(
+      "screen_bytes", [](int64_t rows, int64_t cols) { return ScreenedHead::bytes(rows, cols); }, "rows"_a,
+      "cols"_a, "What a screen of an output matrix takes: its columns are a multiple of SCREEN_BLOCK.");
+  m.attr("SCREEN_BLOCK") = kCoarseBlock;
   m.def("available_memory", &available_memory, "Bytes that could be taken without swapping.");
   m.def("isa_report", &isa_report, "One sentence: which instruction set the kernels use, and why.");
   m.def("isa_name", [] { return std::string(isa_name(current_isa())); }, "The instruction set in use.");

@@ -5,6 +5,7 @@
 #include <nanobind/stl/string_view.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <new>
 #include <optional>
 
@@ -14,6 +15,10 @@
 #include "gguf/dequantize.h"
 #include "gguf/reader.h"
 #include "threads/pool.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -86,6 +91,17 @@ using Floats = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 using Points = nb::ndarray<const int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
+// A large array that is written once and soon freed costs more for its pages, if they are small, than for
+// what is written; numpy advises the same for its own.
+void use_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__)
+  constexpr size_t kPage = 4096, kLarge = 4 << 20;
+  if (bytes < kLarge) return;
+  const size_t head = (kPage - reinterpret_cast<uintptr_t>(data) % kPage) % kPage;
+  madvise(static_cast<char*>(data) + head, (bytes - head) / kPage * kPage, MADV_HUGEPAGE);  // may be refused
+#endif
+}
+
 Floats new_floats(int64_t rows, int64_t cols) {
   const auto values = static_cast<size_t>(rows) * static_cast<size_t>(cols);
   float* data = new (std::nothrow) float[values];
@@ -95,6 +111,7 @@ Floats new_floats(int64_t rows, int64_t cols) {
                     " float32 values (" + std::to_string(values / 250'000'000) + " GB)",
                 "Read fewer rows at a time.");
   }
+  use_huge_pages(data, values * sizeof(float));
   nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
   return Floats(data, {static_cast<size_t>(rows), static_cast<size_t>(cols)}, owner);
 }

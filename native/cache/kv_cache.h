@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "ops/ops.h"
-#include "weights/layout.h"
+#include "weights/packed_buffer.h"
 
 namespace bitqwen {
 

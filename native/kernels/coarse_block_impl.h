@@ -8,6 +8,7 @@
 
 #include "kernels/coarse_block.h"
 #include "kernels/coarse_rows.h"
+#include "kernels/hadamard.h"
 #include "vectors.h"
 #include "weights/decode.h"
 
@@ -82,29 +83,6 @@ struct Rows {
     }
   }
 };
-
-inline void hadamard(Wide* x, int n) {
-  int half = 1;
-  for (; 4 * half <= n; half *= 4) {
-    for (int begin = 0; begin < n; begin += 4 * half) {
-      for (int i = begin; i < begin + half; ++i) {
-        const Wide a = x[i] + x[i + half], b = x[i] - x[i + half];
-        const Wide c = x[i + 2 * half] + x[i + 3 * half], d = x[i + 2 * half] - x[i + 3 * half];
-        x[i] = a + c;
-        x[i + half] = b + d;
-        x[i + 2 * half] = a - c;
-        x[i + 3 * half] = b - d;
-      }
-    }
-  }
-  if (half < n) {
-    for (int i = 0; i < half; ++i) {
-      const Wide a = x[i], b = x[i + half];
-      x[i] = a + b;
-      x[i + half] = a - b;
-    }
-  }
-}
 
 inline Wide magnitude(Wide x) { return reinterpret_cast<Wide>(reinterpret_cast<WideInts>(x) & 0x7fffffff); }
 

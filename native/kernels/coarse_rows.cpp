@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "kernels/coarse_block.h"
+#include "kernels/hadamard.h"
 #include "kernels/isa.h"
 
 namespace bitqwen {
@@ -32,7 +33,7 @@ int coarse_mix(int64_t cols) {
 
 PackedMatrix coarse_rows(const PackedMatrix& w, std::span<const float> signs, std::span<float> spreads,
                          ThreadPool& pool) {
-  PackedMatrix coarse = PackedMatrix::blank(Format::kV2, w.rows(), w.cols());
+  PackedMatrix coarse = PackedMatrix::blank(Format::kV2, w.rows(), w.cols(), weight_pages(pool));
   PackedMatrix::Layout& out = coarse.layout();
   // Two columns a code: the levels of the first in its low two bits, of the second in the next two.
   constexpr std::array<int, 4> kLevels = {-kOuterLevel, -kInnerLevel, kInnerLevel, kOuterLevel};
@@ -44,7 +45,7 @@ PackedMatrix coarse_rows(const PackedMatrix& w, std::span<const float> signs, st
   }
   const CoarseBlock coarse_block = current_coarse_block();
   const int mix = coarse_mix(w.cols());
-  pool.parallel_for(out.blocks(), 64, [&](int64_t begin, int64_t end, int) {
+  pool.first_touch({}, out.blocks(), 64, [&](int64_t begin, int64_t end, int) {
     for (int64_t block = begin; block < end; ++block) {
       std::array<float, kRowBlock> of_block;
       coarse_block(w.layout(), block, signs.data(), mix, out, of_block.data());
@@ -60,17 +61,7 @@ void rotate_state(std::span<const float> signs, float* x) {
   const int mix = coarse_mix(cols);
   const float scale = 1.0f / std::sqrt(static_cast<float>(mix));
   for (int64_t i = 0; i < cols; ++i) x[i] *= signs[static_cast<size_t>(i)] * scale;
-  for (int64_t block = 0; block < cols; block += mix) {
-    for (int half = 1; half < mix; half *= 2) {
-      for (int64_t begin = block; begin < block + mix; begin += 2 * half) {
-        for (int64_t i = begin; i < begin + half; ++i) {
-          const float a = x[i], b = x[i + half];
-          x[i] = a + b;
-          x[i + half] = a - b;
-        }
-      }
-    }
-  }
+  for (int64_t block = 0; block < cols; block += mix) hadamard(x + block, mix);
 }
 
 }  // namespace bitqwen

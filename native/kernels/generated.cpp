@@ -206,7 +206,7 @@ const GeneratedKernel* GeneratedLibrary::find(const PackedMatrix::Layout& w) con
 }
 
 std::string use_generated(PackedMatrix& w, const std::shared_ptr<const GeneratedLibrary>& library,
-                          ThreadPool& pool) {
+                          ThreadPool& pool, ThreadPool::Part part) {
   PackedMatrix::Layout& layout = w.layout();
   if (layout.generated && layout.generated->library == library) return {};
   const GeneratedKernel* kernel = library->find(layout);
@@ -217,9 +217,10 @@ std::string use_generated(PackedMatrix& w, const std::shared_ptr<const Generated
   auto weights = std::make_shared<GeneratedWeights>();
   weights->library = library;
   weights->kernel = kernel;
-  weights->tiles = PackedBuffer(tiles * kernel->tile_bytes);
+  weights->tiles = PackedBuffer(tiles * kernel->tile_bytes, weight_pages(pool));
   std::atomic<bool> ternary{true};
-  pool.parallel_for(tiles, 1, [&](int64_t begin, int64_t end, int) {
+  const ThreadPool::Part of_tiles{part.first / kernel->tile_rows, part.of / kernel->tile_rows};
+  pool.first_touch(of_tiles, tiles, 1, [&](int64_t begin, int64_t end, int) {
     std::vector<int8_t> levels(static_cast<size_t>(kernel->tile_rows * layout.cols));
     std::vector<uint16_t> scales(static_cast<size_t>(kernel->tile_rows * layout.units));
     for (int64_t t = begin; t < end; ++t) {

@@ -57,9 +57,10 @@ struct GeneratedWeights {
   PackedBuffer tiles;
 };
 
-/// Packs w once more, for a kernel of `library`, unless it is. Returns why it cannot be, or nothing.
+/// Packs w once more, for a kernel of `library`, unless it is. Returns why it cannot be, or nothing. `part`:
+/// which rows of its product these are, see ThreadPool::first_touch().
 std::string use_generated(PackedMatrix& w, const std::shared_ptr<const GeneratedLibrary>& library,
-                          ThreadPool& pool);
+                          ThreadPool& pool, ThreadPool::Part part = {});
 
 /// Bytes of w's second packing; 0 where no generated kernel has one.
 int64_t generated_bytes(const PackedMatrix& w);

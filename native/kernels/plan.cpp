@@ -55,6 +55,8 @@ void KernelPlan::set(const ProductKey& key, const ProductPlan& plan) {
 
 void KernelPlan::apply(std::span<PackedMatrix* const> product, ThreadPool& pool) const {
   if (empty()) return;
+  ThreadPool::Part part;
+  for (const PackedMatrix* matrix : product) part.of += matrix->rows();
   for (PackedMatrix* matrix : product) {
     const PackedMatrix::Layout& layout = matrix->layout();
     ProductKey key{format_named(format_name(layout.format)), 0, layout.cols, Batch::kOne};
@@ -67,9 +69,10 @@ void KernelPlan::apply(std::span<PackedMatrix* const> product, ThreadPool& pool)
       if (found == choices_.end()) continue;
       KernelChoice choice = found->second.choice;
       if (found->second.library)
-        choice.generated = use_generated(*matrix, found->second.library, pool).empty();
+        choice.generated = use_generated(*matrix, found->second.library, pool, part).empty();
       choose(*matrix, key.batch, choice);
     }
+    part.first += matrix->rows();
   }
 }
 

@@ -66,6 +66,7 @@ void Model::check_requests(std::span<const Request> requests) const {
 void Model::forward(std::span<const Request> requests, Output output, float* out,
                     const std::function<bool()>& should_stop) {
   check_requests(requests);
+  const ThreadPool::Caller caller(pool_);
   for (const Request& request : requests) {
     cache_->reserve(request.sequence, static_cast<int64_t>(request.tokens.size()));
   }

@@ -50,9 +50,12 @@ class Loader {
     return view;
   }
 
-  PackedMatrix matrix(const std::string& name, int64_t rows, int64_t cols) {
+  // `first` and `together`: rows of the products in the same loop that come before, and all of them.
+  PackedMatrix matrix(const std::string& name, int64_t rows, int64_t cols, int64_t first = 0,
+                      int64_t together = 0) {
     const gguf::TensorView tensor = view(name, {cols, rows});
-    PackedMatrix packed = PackedMatrix::pack(tensor, pool_, preferred_ternary_layout(pool_.size()));
+    const ThreadPool::Part part{first / kRowBlock, (together + kRowBlock - 1) / kRowBlock};
+    PackedMatrix packed = PackedMatrix::pack(tensor, pool_, preferred_ternary_layout(pool_.size()), part);
     file_.release(tensor);
     return packed;
   }
@@ -94,9 +97,8 @@ KvShape kv_shape(const Config& config, KvType type) {
 void check_memory(const gguf::File& file, const Config& config, const ModelOptions& options, int threads) {
   int64_t weights = 0;
   for (const gguf::TensorInfo& tensor : file.tensors()) weights += static_cast<int64_t>(tensor.bytes);
-  if (options.screened_head == ScreenedHead::Use::kAlways)
-    weights += ScreenedHead::bytes(config.vocab_size, config.hidden);
   const MemoryReport estimate = Model::estimate(config, options, threads, weights);
+  weights = estimate.weights;
   const int64_t available = available_memory();
   const int64_t needed = weights + estimate.scratch + estimate.cache;
   if (needed <= available) return;
@@ -132,16 +134,19 @@ Model::Scratch::Scratch(const Config& config, const ModelOptions& options, int t
   }
 }
 
-int64_t Model::Scratch::estimate(const Config& config, const ModelOptions& options, int threads) {
+int64_t Model::Scratch::estimate(const Config& config, const ModelOptions& options, int threads,
+                                 bool screened) {
   const int64_t row = 2 * config.hidden + (config.query_rows() + 2 * config.kv_rows()) + config.query_rows() +
                       2 * config.intermediate;
   const int64_t widest = std::max({config.hidden, config.intermediate, config.query_rows()});
   const int64_t rope = options.context * config.head_dim * 4;
-  return options.batch * (row * 4 + widest * 2) + threads * config.hidden * 4 + rope;
+  const int64_t coarse = screened ? kScreenedRows * config.vocab_size * 4 : 0;
+  return options.batch * (row * 4 + widest * 2) + threads * config.hidden * 4 + rope + coarse;
 }
 
 Model::Model(const gguf::File& file, const ModelOptions& options)
-    : config_(Config::from_gguf(file)), options_(options), pool_(options.threads) {
+    : config_(Config::from_gguf(file)), options_(options), pool_(options.threads, options.places) {
+  const ThreadPool::Caller caller(pool_);
   if (options.batch < 1 || options.batch > 8192) {
     throw Error(ErrorKind::kArgument,
                 "batch is " + std::to_string(options.batch) + "; 1 to 8192 are allowed");
@@ -185,9 +190,11 @@ void Model::load(const gguf::File& file) {
   layers_.reserve(static_cast<size_t>(c.layers));
   for (int i = 0; i < c.layers; ++i) {
     const std::string block = "blk." + std::to_string(i) + ".";
-    const auto matrix = [&](const char* name, int64_t rows, int64_t cols) {
-      return loader.matrix(block + name + ".weight", rows, cols);
+    const auto matrix = [&](const char* name, int64_t rows, int64_t cols, int64_t first = 0,
+                            int64_t together = 0) {
+      return loader.matrix(block + name + ".weight", rows, cols, first, together);
     };
+    const int64_t qkv = c.query_rows() + 2 * c.kv_rows();
     std::vector<float> bias;
     for (const auto& [name, size] : {std::pair{"attn_q", c.query_rows()}, std::pair{"attn_k", c.kv_rows()},
                                      std::pair{"attn_v", c.kv_rows()}}) {
@@ -196,13 +203,13 @@ void Model::load(const gguf::File& file) {
     }
     layers_.push_back({.attention_norm = loader.vector(block + "attn_norm.weight", c.hidden),
                        .mlp_norm = loader.vector(block + "ffn_norm.weight", c.hidden),
-                       .query = matrix("attn_q", c.query_rows(), c.hidden),
-                       .key = matrix("attn_k", c.kv_rows(), c.hidden),
-                       .value = matrix("attn_v", c.kv_rows(), c.hidden),
+                       .query = matrix("attn_q", c.query_rows(), c.hidden, 0, qkv),
+                       .key = matrix("attn_k", c.kv_rows(), c.hidden, c.query_rows(), qkv),
+                       .value = matrix("attn_v", c.kv_rows(), c.hidden, qkv - c.kv_rows(), qkv),
                        .qkv_bias = std::move(bias),
                        .attention_output = matrix("attn_output", c.hidden, c.query_rows()),
-                       .gate = matrix("ffn_gate", c.intermediate, c.hidden),
-                       .up = matrix("ffn_up", c.intermediate, c.hidden),
+                       .gate = matrix("ffn_gate", c.intermediate, c.hidden, 0, 2 * c.intermediate),
+                       .up = matrix("ffn_up", c.intermediate, c.hidden, c.intermediate, 2 * c.intermediate),
                        .down = matrix("ffn_down", c.hidden, c.intermediate)});
   }
   loader.refuse_extras();
@@ -211,10 +218,10 @@ void Model::load(const gguf::File& file) {
 void Model::make_screen() {
   if (options_.screened_head == ScreenedHead::Use::kNever) return;
   if (options_.screened_head == ScreenedHead::Use::kIfRoom) {
-    const MemoryReport rest = estimate(config_, options_, pool_.size(), 0);
-    const int64_t needed =
-        ScreenedHead::bytes(config_.vocab_size, config_.hidden) + rest.cache + rest.scratch;
-    if (needed > available_memory()) return;
+    ModelOptions with = options_;
+    with.screened_head = ScreenedHead::Use::kAlways;
+    const MemoryReport rest = estimate(config_, with, pool_.size(), 0);  // the weights are there already
+    if (rest.weights + rest.cache + rest.scratch > available_memory()) return;
   }
   screen_.emplace(output_ ? *output_ : *embedding_, pool_);
 }
@@ -236,8 +243,10 @@ void Model::apply_plan() {
 MemoryReport Model::estimate(const Config& config, const ModelOptions& options, int threads,
                              int64_t weights) {
   const int64_t pages = (cache_positions(options) + kPagePositions - 1) / kPagePositions;
+  const bool screened = options.screened_head == ScreenedHead::Use::kAlways;
+  if (screened) weights += ScreenedHead::bytes(config.vocab_size, config.hidden);
   return {weights, pages * kv_shape(config, options.kv_type).page_bytes(),
-          Scratch::estimate(config, options, threads)};
+          Scratch::estimate(config, options, threads, screened)};
 }
 
 int64_t Model::decode_bytes(bool screened) const {
@@ -258,8 +267,7 @@ MemoryReport Model::memory() const {
   }
   if (screen_) report.weights += screen_->bytes();
   report.cache = cache_->reserved_bytes();
-  report.scratch = Scratch::estimate(config_, options_, pool_.size());
-  if (screen_) report.scratch += static_cast<int64_t>(scratch_->coarse.size() * sizeof(float));
+  report.scratch = Scratch::estimate(config_, options_, pool_.size(), screened());
   return report;
 }
 

@@ -31,6 +31,7 @@ struct ModelOptions {
   int batch = 512;  // tokens computed at once
   KernelPlan plan;  // what the tuner found; may be empty
   ScreenedHead::Use screened_head = ScreenedHead::Use::kNever;
+  std::vector<ThreadPlace> places = {};  // one for each thread; none: wherever the system runs them
 };
 
 struct MemoryReport {
@@ -84,13 +85,16 @@ class Model {
   const Config& config() const { return config_; }
   const ModelOptions& options() const { return options_; }
   MemoryReport memory() const;
-  /// What memory() will say of a model with these settings whose matrices take `weights` bytes.
+  /// What memory() will say of a model with these settings whose matrices take `weights` bytes: with a screen
+  /// if that is kAlways.
   static MemoryReport estimate(const Config& config, const ModelOptions& options, int threads,
                                int64_t weights);
   /// Bytes of packed weights that computing one token reads: all but an embedding that is no head. With
   /// `screened`, of a greedy token: the screen, if there is one, for the head (and about 2 % of it).
   int64_t decode_bytes(bool screened = false) const;
   int threads() const { return pool_.size(); }
+  /// Memory nodes that threads and weights are spread over; 0: they are not placed.
+  int numa_nodes() const { return pool_.nodes(); }
   bool screened() const { return screen_.has_value(); }
   KvCache& cache() { return *cache_; }
   /// Measures every forward() between its start() and stop().

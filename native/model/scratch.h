@@ -23,7 +23,7 @@ struct Model::Scratch {
   };
 
   Scratch(const Config& config, const ModelOptions& options, int threads);
-  static int64_t estimate(const Config& config, const ModelOptions& options, int threads);
+  static int64_t estimate(const Config& config, const ModelOptions& options, int threads, bool screened);
 
   int64_t qkv_stride, mlp_stride;
   std::vector<float> hidden;    // [batch][hidden]

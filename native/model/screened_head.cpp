@@ -38,7 +38,8 @@ ScreenedHead::ScreenedHead(const PackedMatrix& head, ThreadPool& pool)
     : signs_(random_signs(head.cols())), rows_(coarse(head, signs_, spreads_, pool)) {}
 
 int64_t ScreenedHead::bytes(int64_t rows, int64_t cols) {
-  return rows * (cols / kCoarseBlock * 34 + static_cast<int64_t>(sizeof(float)));
+  const FormatInfo& format = format_info(Format::kV2);
+  return rows * (cols / format.unit * format.unit_bytes() / kRowBlock + static_cast<int64_t>(sizeof(float)));
 }
 
 void ScreenedHead::rotate(float* x) const { rotate_state(signs_, x); }

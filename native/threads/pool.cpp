@@ -15,7 +15,8 @@ namespace {
 // person would call idle.
 constexpr auto kSpinTime = std::chrono::milliseconds(1);
 constexpr auto kCrowdedSpinTime = std::chrono::microseconds(5);
-constexpr int kSpinsPerLook = 64;        // at the clock
+constexpr int kSpinsPerLook = 64;  // at the clock
+constexpr int kMostThreads = 4096;
 constexpr int kSpinsBeforeYield = 2000;  // of a caller that waits for workers without a core
 
 constexpr uint64_t kInside = 0xffff;
@@ -32,13 +33,15 @@ void relax() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
-  const int cores = available_cores();
-  const int total = std::clamp(threads > 0 ? threads : cores, 1, 4096);
-  crowded_ = total > cores;
-  shares_ = std::make_unique<Share[]>(static_cast<size_t>(total));
-  workers_.reserve(static_cast<size_t>(total - 1));
-  for (int i = 1; i < total; ++i) workers_.emplace_back([this, i] { work(i); });
+ThreadPool::ThreadPool(int threads, std::span<const ThreadPlace> places)
+    : places_(places.begin(), places.end()), cores_(available_cores()) {
+  const int wanted = !places.empty() ? static_cast<int>(places.size()) : threads > 0 ? threads : cores_;
+  size_ = std::clamp(wanted, 1, kMostThreads);
+  if (!places.empty()) places_.resize(static_cast<size_t>(size_));
+  crowded_ = size_ > cores_;
+  shares_ = std::make_unique<Share[]>(static_cast<size_t>(size_));
+  workers_.reserve(static_cast<size_t>(size_ - 1));
+  for (int i = 1; i < size_; ++i) workers_.emplace_back([this, i] { work(i); });
 }
 
 ThreadPool::~ThreadPool() {
@@ -51,9 +54,16 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::take_pieces(int thread) {
-  const int total = size();
-  for (int i = 0; i < total; ++i) {
-    Share& share = shares_[(thread + i) % total];
+  // Its own share, then those of its node's threads, then the others': their memory is far.
+  int first = 0, last = size_;
+  if (!places_.empty()) {
+    const auto near = std::ranges::equal_range(places_, places_[thread].node, {}, &ThreadPlace::node);
+    first = static_cast<int>(near.begin() - places_.begin());
+    last = static_cast<int>(near.end() - places_.begin());
+  }
+  const int near = last - first;
+  for (int i = 0; i < (own_ ? 1 : size_); ++i) {
+    Share& share = shares_[i < near ? first + (thread - first + i) % near : (first + i) % size_];
     for (;;) {
       if (share.next.load(std::memory_order_relaxed) >= share.end) break;
       const int64_t begin = share.next.fetch_add(grain_, std::memory_order_relaxed);
@@ -63,7 +73,7 @@ void ThreadPool::take_pieces(int thread) {
       } catch (...) {
         std::lock_guard lock(failure_mutex_);
         if (!failure_) failure_ = std::current_exception();
-        for (int t = 0; t < total; ++t) shares_[t].next.store(shares_[t].end, std::memory_order_relaxed);
+        for (int t = 0; t < size_; ++t) shares_[t].next.store(shares_[t].end, std::memory_order_relaxed);
       }
     }
   }
@@ -72,7 +82,6 @@ void ThreadPool::take_pieces(int thread) {
 // Waits for a job newer than `seen`; its generation. Returns `seen` when the pool is stopping.
 uint64_t ThreadPool::await(uint64_t seen) {
   const auto generation = [this] { return gate_.load() >> kGenerationShift; };
-  const auto patience = crowded_ ? kCrowdedSpinTime : std::chrono::nanoseconds(kSpinTime);
   const auto start = std::chrono::steady_clock::now();
   do {
     for (int i = 0; i < kSpinsPerLook; ++i) {
@@ -80,13 +89,34 @@ uint64_t ThreadPool::await(uint64_t seen) {
       relax();
     }
     if (stopping_.load(std::memory_order_relaxed)) return seen;
-  } while (std::chrono::steady_clock::now() - start < patience);
+  } while (std::chrono::steady_clock::now() - start <
+           (idle_cores() < 0 ? kCrowdedSpinTime : std::chrono::nanoseconds(kSpinTime)));
   std::unique_lock lock(parking_);
   // Whoever opens the gate looks at parked_ afterwards; whoever parks looks at the gate afterwards.
   parked_.fetch_add(1);
-  wake_.wait(lock, [&] { return stopping_.load() || generation() != seen; });
-  parked_.fetch_sub(1);
+  if (generation() != seen) {
+    parked_.fetch_sub(1);
+  } else {
+    const uint64_t ticket = ++tickets_;
+    wake_.wait(lock, [&] { return stopping_.load() || ticket <= called_; });
+  }
   return generation();
+}
+
+// Cores that no thread of this pool is awake for; below 0: some share a core.
+int ThreadPool::idle_cores() const { return cores_ - (size_ - parked_.load(std::memory_order_relaxed)); }
+
+// No more than there are cores for: whoever is awake does the pieces of those who sleep, whereas a thread
+// that is woken onto a busy core keeps all others waiting while it holds a piece and does not run.
+void ThreadPool::wake(bool all) {
+  std::lock_guard lock(parking_);
+  const int parked = parked_.load();
+  const int count = crowded_ && !all ? std::clamp(idle_cores(), 0, parked) : parked;
+  if (count == 0) return;
+  // Those that are on their way count as awake, or the next loop would wake others in their stead.
+  called_ += static_cast<uint64_t>(count);
+  parked_.fetch_sub(count);
+  wake_.notify_all();  // to look at their tickets: nobody says whom notify_one() would wake
 }
 
 // Goes in if the gate is open; tells which generation's gate it was.
@@ -100,6 +130,8 @@ bool ThreadPool::enter(uint64_t& generation) {
 }
 
 void ThreadPool::work(int thread) {
+  std::optional<PinnedThread> pinned;
+  if (!places_.empty()) pinned.emplace(places_[thread].cpu);
   uint64_t seen = 0;
   for (;;) {
     if (await(seen) == seen) return;
@@ -111,28 +143,47 @@ void ThreadPool::work(int thread) {
 }
 
 void ThreadPool::parallel_for(int64_t count, int64_t grain, Body body) {
-  if (count <= 0) return;
+  if (count > 0) run(count, std::max<int64_t>(1, grain), body, false);
+}
+
+void ThreadPool::first_touch(Part part, int64_t count, int64_t grain, Body body) {
+  if (places_.empty()) return parallel_for(count, grain, body);
   grain = std::max<int64_t>(1, grain);
+  if (part.of == 0) part.of = count;
+  const auto share = [&](int64_t t) {
+    return t == size_ ? count : std::clamp<int64_t>(part.of * t / size_ - part.first, 0, count);
+  };
+  const auto shares = [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t at = share(begin); at < share(end); at += grain) {
+      body(at, std::min(at + grain, share(end)), thread);
+    }
+  };
+  run(size_, 1, shares, true);
+}
+
+void ThreadPool::run(int64_t count, int64_t grain, Body body, bool own) {
   std::lock_guard one_caller(callers_);
   if (workers_.empty() || count <= grain) {
     for (int64_t begin = 0; begin < count; begin += grain) body(begin, std::min(count, begin + grain), 0);
     return;
   }
-  const int64_t pieces = (count + grain - 1) / grain, total = size();
-  for (int64_t t = 0; t < total; ++t) {
-    shares_[t].next.store(pieces * t / total * grain, std::memory_order_relaxed);
-    shares_[t].end = std::min(count, pieces * (t + 1) / total * grain);
+  const int64_t pieces = (count + grain - 1) / grain;
+  for (int64_t t = 0; t < size_; ++t) {
+    shares_[t].next.store(pieces * t / size_ * grain, std::memory_order_relaxed);
+    shares_[t].end = std::min(count, pieces * (t + 1) / size_ * grain);
   }
   body_ = &body;
   grain_ = grain;
+  own_ = own;
   const uint64_t generation = (gate_.load(std::memory_order_relaxed) >> kGenerationShift) + 1;
   gate_.store(generation << kGenerationShift | kOpen);
-  if (parked_.load() > 0) {
-    std::lock_guard lock(parking_);
-    wake_.notify_all();
-  }
+  if (parked_.load() > 0) wake(own);
   take_pieces(0);
   const auto done = measuring_ ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point{};
+  if (own) {  // the gate stays open until everybody has come
+    const auto begun = [](const Share& share) { return share.next.load() >= share.end; };
+    while (!std::all_of(shares_.get(), shares_.get() + size_, begun)) std::this_thread::yield();
+  }
   gate_.fetch_and(~kOpen);
   for (int spins = 0; gate_.load(std::memory_order_acquire) & kInside; ++spins) {
     // Without a core of its own, a worker needs this one to get on.

@@ -11,25 +11,6 @@
 
 namespace bitqwen {
 
-/// Page-backed memory of 64-byte alignment (huge pages where the system gives them), zeroed by the
-/// system on first touch.
-class PackedBuffer {
- public:
-  PackedBuffer() = default;
-  /// Throws Error(kResource) when there is no memory.
-  explicit PackedBuffer(int64_t bytes);
-  ~PackedBuffer();
-  PackedBuffer(PackedBuffer&& other) noexcept;
-  PackedBuffer& operator=(PackedBuffer&& other) noexcept;
-
-  uint8_t* data() const { return data_; }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  uint8_t* data_ = nullptr;
-  int64_t bytes_ = 0;
-};
-
 /// A codebook as the kernels look it up: a byte for every code and coordinate, from 0 to 63. Codes of fewer
 /// than six bits repeat, so that bits above a code do not matter where an instruction takes six.
 struct CodePoints {

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <new>
 #include <string>
 #include <utility>
 
@@ -13,71 +12,7 @@
 #include "weights/layout.h"
 #include "weights/repack.h"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace bitqwen {
-
-#if defined(__linux__)
-namespace {
-
-constexpr int64_t kHugePage = int64_t{2} << 20;
-
-// Huge pages need their own alignment, so a large buffer is mapped with room to spare and trimmed.
-uint8_t* map_pages(int64_t bytes) {
-  const bool huge = bytes >= 2 * kHugePage;
-  const int64_t mapped = bytes + (huge ? kHugePage : 0);
-  void* raw = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (raw == MAP_FAILED) return nullptr;
-  auto* begin = static_cast<uint8_t*>(raw);
-  if (!huge) return begin;
-  const int64_t head =
-      (kHugePage - static_cast<int64_t>(reinterpret_cast<uintptr_t>(begin) % kHugePage)) % kHugePage;
-  if (head > 0) munmap(begin, head);
-  if (kHugePage - head > 0) munmap(begin + head + bytes, kHugePage - head);
-  madvise(begin + head, bytes, MADV_HUGEPAGE);  // advice: a kernel without huge pages may refuse it
-  return begin + head;
-}
-
-}  // namespace
-
-PackedBuffer::PackedBuffer(int64_t bytes) : bytes_((bytes + 4095) / 4096 * 4096) {
-  if (bytes_ == 0) return;
-  data_ = map_pages(bytes_);
-  if (!data_) {
-    throw Error(ErrorKind::kResource, "no memory for " + std::to_string(bytes_) + " bytes of packed weights",
-                "close other programs, or convert the model to fewer bits per weight");
-  }
-}
-
-PackedBuffer::~PackedBuffer() {
-  if (data_) munmap(data_, bytes_);
-}
-#else
-PackedBuffer::PackedBuffer(int64_t bytes) : bytes_((bytes + 4095) / 4096 * 4096) {
-  if (bytes_ == 0) return;
-  data_ = static_cast<uint8_t*>(::operator new(bytes_, std::align_val_t{4096}, std::nothrow));
-  if (!data_) {
-    throw Error(ErrorKind::kResource, "no memory for " + std::to_string(bytes_) + " bytes of packed weights",
-                "close other programs, or convert the model to fewer bits per weight");
-  }
-  std::fill(data_, data_ + bytes_, uint8_t{0});
-}
-
-PackedBuffer::~PackedBuffer() {
-  if (data_) ::operator delete(data_, std::align_val_t{4096});
-}
-#endif
-
-PackedBuffer::PackedBuffer(PackedBuffer&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
-
-PackedBuffer& PackedBuffer::operator=(PackedBuffer&& other) noexcept {
-  std::swap(data_, other.data_);
-  std::swap(bytes_, other.bytes_);
-  return *this;
-}
 
 namespace {
 
@@ -106,7 +41,8 @@ int64_t PackedMatrix::cols() const { return layout_->cols; }
 int64_t PackedMatrix::bytes() const { return layout_->buffer.bytes(); }
 int PackedMatrix::activation_group() const { return layout_->info().group; }
 
-PackedMatrix PackedMatrix::pack(const gguf::TensorView& tensor, ThreadPool& pool, TernaryLayout ternary) {
+PackedMatrix PackedMatrix::pack(const gguf::TensorView& tensor, ThreadPool& pool, TernaryLayout ternary,
+                                ThreadPool::Part part) {
   const Repacker repack = find_repacker(tensor.type, ternary);
   if (!repack.pack_block) {
     throw Error(ErrorKind::kUnsupported,
@@ -125,7 +61,7 @@ PackedMatrix PackedMatrix::pack(const gguf::TensorView& tensor, ThreadPool& pool
   }
   const gguf::TypeInfo& type = gguf::type_info(tensor.type);
   if (info.has_codebook()) gguf::check_codebook(type, tensor.codebook, tensor.name);
-  PackedMatrix matrix = blank(repack.format, tensor.rows, tensor.cols);
+  PackedMatrix matrix = blank(repack.format, tensor.rows, tensor.cols, weight_pages(pool));
   Layout& target = matrix.layout();
   if (info.has_codebook()) target.points = code_points(type.codebook, tensor.codebook, info);
   const int64_t blocks = (tensor.rows + kRowBlock - 1) / kRowBlock;
@@ -133,7 +69,7 @@ PackedMatrix PackedMatrix::pack(const gguf::TensorView& tensor, ThreadPool& pool
   // A piece of about a huge page, so that each is touched first by one thread.
   const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 20) / target.block_bytes);
   std::atomic<bool> fits{true};
-  pool.parallel_for(blocks, grain, [&](int64_t begin, int64_t end, int) {
+  pool.first_touch(part, blocks, grain, [&](int64_t begin, int64_t end, int) {
     for (int64_t b = begin; b < end; ++b) {
       const int rows = static_cast<int>(std::min<int64_t>(kRowBlock, tensor.rows - b * kRowBlock));
       const int64_t stripe = target.stripe_units();
@@ -147,11 +83,11 @@ PackedMatrix PackedMatrix::pack(const gguf::TensorView& tensor, ThreadPool& pool
       }
     }
   });
-  if (!fits) return pack(tensor, pool, TernaryLayout::kTwoBits);
+  if (!fits) return pack(tensor, pool, TernaryLayout::kTwoBits, part);
   return matrix;
 }
 
-PackedMatrix PackedMatrix::blank(Format format, int64_t rows, int64_t cols) {
+PackedMatrix PackedMatrix::blank(Format format, int64_t rows, int64_t cols, Pages pages) {
   const FormatInfo& info = format_info(format);
   auto layout = std::make_unique<Layout>();
   layout->format = format;
@@ -159,7 +95,7 @@ PackedMatrix PackedMatrix::blank(Format format, int64_t rows, int64_t cols) {
   layout->cols = cols;
   layout->units = cols / info.unit;
   layout->block_bytes = layout->units * info.unit_bytes();
-  layout->buffer = PackedBuffer(layout->blocks() * layout->block_bytes);
+  layout->buffer = PackedBuffer(layout->blocks() * layout->block_bytes, pages);
   return PackedMatrix(std::move(layout));
 }
 

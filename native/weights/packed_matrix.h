@@ -10,6 +10,7 @@
 #include "gguf/tensor.h"
 #include "threads/pool.h"
 #include "weights/format.h"
+#include "weights/packed_buffer.h"
 
 namespace bitqwen {
 
@@ -19,15 +20,19 @@ constexpr int kRowBlock = 16;
 /// How ternary types lie in memory: codes of two bits open faster, five to a byte are a sixth fewer bytes.
 enum class TernaryLayout : uint8_t { kTwoBits, kFiveInByte };
 
+/// The pages of weights that the pool's threads read: parts for threads of different memory nodes share none.
+inline Pages weight_pages(const ThreadPool& pool) { return pool.nodes() > 1 ? Pages::kOwn : Pages::kShared; }
+
 class PackedMatrix {
  public:
   /// Packs `tensor` with all threads of `pool`. Throws Error(kUnsupported) for a type without kernels.
-  /// A TQ2_0 tensor with the code 3, which is no trit, gets two bits whatever `ternary` says.
+  /// A TQ2_0 tensor with the code 3, which is no trit, gets two bits whatever `ternary` says. `part`: which
+  /// row blocks these are of a product that several matrices make in one loop; by default all.
   static PackedMatrix pack(const gguf::TensorView& tensor, ThreadPool& pool,
-                           TernaryLayout ternary = TernaryLayout::kTwoBits);
+                           TernaryLayout ternary = TernaryLayout::kTwoBits, ThreadPool::Part part = {});
 
   /// A matrix whose bytes are all zero, to be filled by kernels/ and weights/.
-  static PackedMatrix blank(Format format, int64_t rows, int64_t cols);
+  static PackedMatrix blank(Format format, int64_t rows, int64_t cols, Pages pages = Pages::kShared);
   /// A matrix of `rows` rows whose row blocks are this one's, over and over: for measurements.
   PackedMatrix repeated(int64_t rows, ThreadPool& pool) const;
 

@@ -170,3 +170,11 @@ def test_user_errors(bitqwen, tiny_gguf, arguments, words):
     assert result.returncode in (2, 3)
     assert words in result.stderr
     assert "hint" in result.stderr or words == "100" or "at least" in words
+
+
+def test_numa_is_told_beside_the_rows(bitqwen, tiny_gguf):
+    result = bitqwen("bench", tiny_gguf, *TINY, "--numa", "-o", "json")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.startswith("NUMA: ")
+    for row in json.loads(result.stdout)["rows"]:
+        assert row["placement"] + "\n" == result.stderr

@@ -158,3 +158,10 @@ def test_files_that_are_no_model(bitqwen, tiny_gguf, tmp_path):
     result = bitqwen("run", tmp_path / "none.gguf", "-p", "hi")
     assert result.returncode in {2, 3}
     assert "none.gguf" in result.stderr
+
+
+def test_numa_says_what_it_did_and_changes_no_answer(bitqwen, tiny_gguf, model):
+    expected = model.generate("the fox", temperature=0, max_tokens=12)
+    result = bitqwen("run", tiny_gguf, "-p", "the fox", "--raw", "--numa", *GREEDY)
+    assert result.stdout == expected.text + "\n"
+    assert "NUMA: " in result.stderr

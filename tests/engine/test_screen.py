@@ -12,7 +12,7 @@ import pytest
 
 from bitqwen import _native
 from bitqwen.convert import convert
-from bitqwen.engine import Batch, Model, Screen
+from bitqwen.engine import Batch, Model, Screen, memory
 from bitqwen.errors import UnsupportedModelError, UsageError
 
 IDS = np.random.default_rng(0).integers(0, 500, 40).tolist()
@@ -210,3 +210,19 @@ def test_no_decision_of_a_real_model_is_missed(real_model):
             share = check(session.feed([token], screen=screen), full[position], screen).mean()
             computed += [share] if screen is greedy else []
     assert np.mean(computed) < 0.2
+
+
+def test_an_estimate_counts_the_screen(path):
+    opened = {exact: Model.open(path, threads=1, context=256, exact_head=exact) for exact in (False, True)}
+    screened, exact = opened[False], opened[True]
+    more = screened.memory["weights"] - exact.memory["weights"]
+    # Row blocks and pages are whole.
+    assert (
+        0
+        <= more - _native.screen_bytes(screened.vocab_size, screened.config.hidden_size)
+        < 16 * 34 * 4 + 4096
+    )
+    for model in opened.values():
+        need = memory.estimate(model.config, weights=0, context=256, threads=1, screened=model.screened)
+        assert need["cache"] == model.memory["cache"]
+        assert need["scratch"] == model.memory["scratch"]

@@ -4,8 +4,10 @@
 #include <cmath>
 #include <fstream>
 #include <limits>
+#include <vector>
 
 #include "system/limits.h"
+#include "system/numa.h"
 
 namespace fs = std::filesystem;
 
@@ -74,4 +76,54 @@ TEST_CASE("control groups, version 1, named as the host names them") {
 TEST_CASE("this machine") {
   CHECK_GE(bitqwen::available_cores(), 1);
   CHECK_GT(bitqwen::available_memory(), 0);
+}
+
+TEST_CASE("lists of CPUs as the kernel writes them") {
+  using bitqwen::parse_cpu_list;
+  CHECK_EQ(parse_cpu_list("0"), std::vector{0});
+  CHECK_EQ(parse_cpu_list("0-3,8,10-11"), std::vector{0, 1, 2, 3, 8, 10, 11});
+  CHECK_EQ(parse_cpu_list("4-5,0-1,1"), std::vector{0, 1, 4, 5});
+  CHECK_EQ(parse_cpu_list("3-1"), std::vector<int>{});
+  for (const char* none : {"", "-", "a", "0-", "0,", ",1", "1 2", "0-99999999999", "-1", "0-8192"}) {
+    CAPTURE(none);
+    CHECK(parse_cpu_list(none).empty());
+  }
+}
+
+TEST_CASE("memory nodes: those with CPUs that may be used") {
+  const Machine machine;
+  const std::vector<int> allowed = {0, 1, 2, 5, 6};
+  CHECK(bitqwen::numa_nodes(machine.root, allowed).empty());
+  machine.file("sys/devices/system/node/online", "0-2,4\n");
+  machine.file("sys/devices/system/node/node0/cpulist", "0-3\n");
+  machine.file("sys/devices/system/node/node1/cpulist", "4-7\n");
+  machine.file("sys/devices/system/node/node2/cpulist", "\n");   // memory alone
+  machine.file("sys/devices/system/node/node4/cpulist", "8\n");  // taken from this process
+  const std::vector<bitqwen::NumaNode> nodes = {{0, {0, 1, 2}}, {1, {5, 6}}};
+  CHECK(bitqwen::numa_nodes(machine.root, allowed) == nodes);
+}
+
+TEST_CASE("threads are spread evenly over nodes, in their order") {
+  const std::vector<bitqwen::NumaNode> nodes = {{0, {0, 1, 2}}, {3, {5, 6}}};
+  using Places = std::vector<bitqwen::ThreadPlace>;
+  CHECK(bitqwen::spread_threads(nodes, 1) == Places{{0, 0}});
+  CHECK(bitqwen::spread_threads(nodes, 2) == Places{{0, 0}, {5, 1}});
+  CHECK(bitqwen::spread_threads(nodes, 5) == Places{{0, 0}, {1, 0}, {2, 0}, {5, 1}, {6, 1}});
+  CHECK(bitqwen::spread_threads(nodes, 6) == Places{{0, 0}, {1, 0}, {2, 0}, {5, 1}, {6, 1}, {5, 1}});
+  CHECK(bitqwen::spread_threads({}, 4).empty());
+}
+
+TEST_CASE("a pinned thread runs on its CPU alone, and everywhere again afterwards") {
+  const std::vector<int> before = bitqwen::allowed_cpus();
+  if (before.empty()) return;  // a system without such masks
+  {
+    const bitqwen::PinnedThread pinned(before.back());
+    CHECK_EQ(bitqwen::allowed_cpus(), std::vector{before.back()});
+  }
+  CHECK_EQ(bitqwen::allowed_cpus(), before);
+  {
+    const bitqwen::PinnedThread refused(8191);  // no machine has it
+    CHECK_EQ(bitqwen::allowed_cpus(), before);
+  }
+  CHECK_EQ(bitqwen::allowed_cpus(), before);
 }

@@ -1,5 +1,9 @@
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <thread>
+#include <vector>
+
 #include "errors.h"
 #include "kernels_support.h"
 #include "threads/pool.h"
@@ -8,6 +12,44 @@
 
 using namespace bitqwen;
 using namespace bitqwen::testing;
+
+TEST_CASE("buffers of shared pages are apart, zero, aligned, and outlive each other") {
+  const auto filled = [](const PackedBuffer& buffer, uint8_t value) {
+    return std::all_of(buffer.data(), buffer.data() + buffer.bytes(), [&](uint8_t x) { return x == value; });
+  };
+  std::vector<PackedBuffer> buffers;
+  // Together more than are mapped at once, and one that is mapped alone.
+  for (int i = 0; i < 12; ++i) buffers.emplace_back((int64_t{7} << 20) + i, Pages::kShared);
+  buffers.emplace_back(int64_t{40} << 20, Pages::kShared);
+  for (size_t i = 0; i < buffers.size(); ++i) {
+    CHECK(buffers[i].bytes() % 4096 == 0);
+    CHECK(reinterpret_cast<uintptr_t>(buffers[i].data()) % 4096 == 0);
+    REQUIRE(filled(buffers[i], 0));
+    std::fill_n(buffers[i].data(), buffers[i].bytes(), static_cast<uint8_t>(i + 1));
+  }
+  for (size_t i = 0; i + 1 < buffers.size(); i += 2) buffers[i] = PackedBuffer();
+  for (size_t i = 1; i < buffers.size(); i += 2) REQUIRE(filled(buffers[i], static_cast<uint8_t>(i + 1)));
+  const PackedBuffer another(int64_t{5} << 20, Pages::kShared);
+  CHECK(filled(another, 0));
+}
+
+TEST_CASE("threads take shared pages at once") {
+  std::vector<std::thread> threads;
+  std::vector<PackedBuffer> buffers(64);
+  for (size_t thread = 0; thread < 4; ++thread) {
+    threads.emplace_back([&, thread] {
+      for (size_t i = thread; i < buffers.size(); i += 4) {
+        buffers[i] = PackedBuffer(int64_t{3} << 20, Pages::kShared);
+        std::fill_n(buffers[i].data(), buffers[i].bytes(), static_cast<uint8_t>(i));
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (size_t i = 0; i < buffers.size(); ++i) {
+    REQUIRE(std::all_of(buffers[i].data(), buffers[i].data() + buffers[i].bytes(),
+                        [&](uint8_t x) { return x == static_cast<uint8_t>(i); }));
+  }
+}
 
 TEST_CASE("rows read back are the values that the tensor's bytes mean, to the last bit") {
   Random random(1);
@@ -90,17 +132,19 @@ TEST_CASE("the thread count changes nothing in the packed bytes") {
 }
 
 TEST_CASE("half precision: every bit pattern converts as the format defines") {
-  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
-    const Tensor tensor = [&] {
-      Tensor t;
-      t.bytes = {static_cast<uint8_t>(bits), static_cast<uint8_t>(bits >> 8)};
-      t.view = {.name = "h", .type = gguf::TensorType::kF16, .rows = 1, .cols = 1, .bytes = t.bytes};
-      return t;
-    }();
-    static ThreadPool pool(1);
-    const PackedMatrix w = PackedMatrix::pack(tensor.view, pool);
+  constexpr int64_t kPatterns = 0x10000;
+  Tensor tensor;  // a pattern a row
+  for (int64_t bits = 0; bits < kPatterns; ++bits) {
+    tensor.bytes.push_back(static_cast<uint8_t>(bits));
+    tensor.bytes.push_back(static_cast<uint8_t>(bits >> 8));
+  }
+  tensor.view = {
+      .name = "h", .type = gguf::TensorType::kF16, .rows = kPatterns, .cols = 1, .bytes = tensor.bytes};
+  ThreadPool pool(1);
+  const PackedMatrix w = PackedMatrix::pack(tensor.view, pool);
+  for (int64_t bits = 0; bits < kPatterns; ++bits) {
     float value;
-    w.dequantize_row(0, &value);
+    w.dequantize_row(bits, &value);
     const int exponent = static_cast<int>(bits >> 10 & 31);
     const auto mantissa = static_cast<float>(bits & 0x3ff);
     float expected = exponent == 0 ? mantissa * 0x1p-24f : std::ldexp(1.0f + mantissa / 1024, exponent - 15);

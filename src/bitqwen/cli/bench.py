@@ -84,6 +84,7 @@ def bench(
     kv: options.KvType = "f16",
     no_tuning: options.NoTuning = False,
     exact_head: options.ExactHead = False,
+    numa: options.Numa = False,
     against: Annotated[
         list[str] | None,
         typer.Option(
@@ -152,9 +153,12 @@ def bench(
     chosen = tests(
         *(_numbers(text, flag) for text, flag in ((prompt, "-p"), (generate, "-n"), (depth, "-d")))
     )
-    sides = _sides(models, threads, isa, scheme, kv, against or [], exact_head=exact_head)
+    sides = _sides(models, threads, isa, scheme, kv, against or [], exact_head=exact_head, numa=numa)
     with measurements.progress(shown=not quiet) as advance:
         report = run(sides, chosen, repetitions=repetitions, profile=profile, progress=advance)
+    for sentence in dict.fromkeys(row.facts.get("placement") for row in report.rows):
+        if sentence:
+            terminal.say(sentence, quiet=quiet)
     terminal.print_line(tables.text(report, form))
     if plot is not None:
         drawn = plots.draw([report.as_json()], plot)
@@ -170,6 +174,7 @@ def _sides(
     against: list[str],
     *,
     exact_head: bool,
+    numa: bool,
 ) -> list[Side]:
     from bitqwen import _native
     from bitqwen.generation.loading import gguf_path
@@ -193,10 +198,10 @@ def _sides(
         paths = [gguf_path(model, scheme=name) for name in (["w4"] if whole else scheme.split(","))]
         for path in paths:
             for count in counts:
-                sides += [Side("bitqwen", path, count, name, kv, exact_head=exact_head) for name in isas]
+                own = {"exact_head": exact_head, "numa": numa}
+                sides += [Side("bitqwen", path, count, name, kv, **own) for name in isas]
                 sides += [
-                    Side(name, other or path, count, None, kv, peer=True, exact_head=exact_head)
-                    for name, other in peers
+                    Side(name, other or path, count, None, kv, peer=True, **own) for name, other in peers
                 ]
     return list(dict.fromkeys(sides))
 

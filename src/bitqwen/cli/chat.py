@@ -20,6 +20,7 @@ def chat(
     kv: options.KvType = "f16",
     no_tuning: options.NoTuning = False,
     exact_head: options.ExactHead = False,
+    numa: options.Numa = False,
     max_tokens: options.MaxTokens = options.DEFAULT_MAX_TOKENS,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -45,7 +46,7 @@ def chat(
     )
     settings["max_tokens"] = options.max_tokens(max_tokens)
     language_model = options.load(
-        model, threads=threads, context=context, kv=kv, exact_head=exact_head, quiet=quiet
+        model, threads=threads, context=context, kv=kv, exact_head=exact_head, numa=numa, quiet=quiet
     )
     terminal.say(f"{model}: /help lists the commands, Ctrl-D leaves.", quiet=quiet)
     Terminal(language_model, system, settings, quiet=quiet).loop()

@@ -165,6 +165,15 @@ ExactHead = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+Numa = Annotated[
+    bool,
+    typer.Option(
+        "--numa",
+        help="Keep threads and the weights that they read together on the memory nodes of a machine that has "
+        "several.",
+        rich_help_panel=MODEL,
+    ),
+]
 System = Annotated[
     str | None,
     typer.Option(
@@ -285,12 +294,16 @@ def load(
     context: int | None,
     kv: Literal["f16", "q8", "q4", "int8"],
     exact_head: bool = False,
+    numa: bool = False,
     quiet: bool = False,
 ) -> LanguageModel:
     """Opens a model, with a spinner on stderr."""
     import bitqwen
 
     with terminal.status(f"Loading {source}", quiet=quiet):
-        return bitqwen.load(
-            source, kv=kv, exact_head=exact_head or None, **given(threads=threads, context=context)
+        model = bitqwen.load(
+            source, kv=kv, exact_head=exact_head or None, numa=numa, **given(threads=threads, context=context)
         )
+    if model.model.placement:
+        terminal.say(model.model.placement, quiet=quiet)
+    return model

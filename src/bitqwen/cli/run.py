@@ -38,6 +38,7 @@ def run(
     kv: options.KvType = "f16",
     no_tuning: options.NoTuning = False,
     exact_head: options.ExactHead = False,
+    numa: options.Numa = False,
     max_tokens: options.MaxTokens = options.DEFAULT_MAX_TOKENS,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -58,7 +59,7 @@ def run(
         raise typer.BadParameter("--raw takes the prompt as it stands; leave --system out.")
     text = prompts.read(prompt, file)
     language_model = options.load(
-        model, threads=threads, context=context, kv=kv, exact_head=exact_head, quiet=quiet or json
+        model, threads=threads, context=context, kv=kv, exact_head=exact_head, numa=numa, quiet=quiet or json
     )
     stream = language_model.stream(
         text if raw else _messages(system, text),

@@ -83,6 +83,7 @@ def serve(
     context: options.Context = None,
     no_tuning: options.NoTuning = False,
     exact_head: options.ExactHead = False,
+    numa: options.Numa = False,
     kv: Annotated[
         Literal["f16", "q8", "q4", "int8"] | None,
         _option("--kv", help="Number format of the KV cache: f16 by default.", panel=options.MODEL),
@@ -223,6 +224,7 @@ def serve(
         kv=kv,
         cache_positions=cache_positions,
         exact_head=exact_head or None,
+        numa=numa or None,
         host=host,
         port=port,
         api_key_file=api_key_file,

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from bitqwen import _native
+
 if TYPE_CHECKING:
     from bitqwen.models.qwen2 import Qwen2Config
 
-_BLOCK = 128  # rotated columns that share a scale; native/kernels/coarse_rows.h
-_BLOCK_BYTES = 34
 _COMPUTED = 0.05  # of the rows, beside the screen; a greedy token needs fewer, one of the 20 best a few more
 _LEAST_SAVED = 0.08
-_SCRATCH_ROWS = 4  # logits rows that one screened step makes
 
 
 class Tensor(Protocol):
@@ -36,16 +35,6 @@ class HeadChoice(NamedTuple):
     reason: str
 
 
-def screen_bytes(config: Qwen2Config) -> int:
-    """What the output matrix takes in two bits, with four bytes a row beside them."""
-    return config.vocab_size * (config.hidden_size // _BLOCK * _BLOCK_BYTES + 4)
-
-
-def screen_scratch(config: Qwen2Config) -> int:
-    """Bytes of scratch for a screened step."""
-    return 4 * _SCRATCH_ROWS * config.vocab_size
-
-
 def choose(config: Qwen2Config, tensors: Iterable[Tensor]) -> HeadChoice:
     """A screen is kept where a token then reads at least 8 % less.
 
@@ -53,13 +42,14 @@ def choose(config: Qwen2Config, tensors: Iterable[Tensor]) -> HeadChoice:
         config: the model's hyperparameters.
         tensors: of its file.
     """
-    if config.hidden_size % _BLOCK:
-        return HeadChoice(False, f"its rows of {config.hidden_size} values are no multiple of {_BLOCK}")
+    block = _native.SCREEN_BLOCK
+    if config.hidden_size % block:
+        return HeadChoice(False, f"its rows of {config.hidden_size} values are no multiple of {block}")
     nbytes = {tensor.name: tensor.nbytes for tensor in tensors}
     embedding = nbytes.get("token_embd.weight", 0)
     head = nbytes.get("output.weight", embedding)
     token = sum(nbytes.values()) - (embedding if "output.weight" in nbytes else 0)
-    saved = head * (1 - _COMPUTED) - screen_bytes(config)
+    saved = head * (1 - _COMPUTED) - _native.screen_bytes(config.vocab_size, config.hidden_size)
     share = saved / token if token else 0.0
     words = f"a token then reads {max(share, 0.0):.0%} less; 8 % is the least that is worth its memory"
     return HeadChoice(share >= _LEAST_SAVED, words)

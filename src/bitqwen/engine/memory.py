@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from bitqwen import _native
 
-from . import head
 from .cache import KvType
 
 if TYPE_CHECKING:
@@ -36,23 +35,21 @@ def estimate(
         batch: tokens computed at once while reading a prompt.
         screened: with a screened head.
     """
-    need = _native.estimate_memory(
+    return _native.estimate_memory(
         hidden=config.hidden_size,
         intermediate=config.intermediate_size,
         layers=config.layers,
         heads=config.heads,
         kv_heads=config.kv_heads,
         head_dim=config.head_dim,
+        vocab_size=config.vocab_size,
         weights=weights,
         threads=threads or os.cpu_count() or 1,
         context=context,
         kv=kv,
         batch=batch,
+        screened=screened,
     )
-    if screened:
-        need["weights"] += head.screen_bytes(config)
-        need["scratch"] += head.screen_scratch(config)
-    return need
 
 
 def largest_context(

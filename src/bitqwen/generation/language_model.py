@@ -81,6 +81,7 @@ class LanguageModel:
         batch: int = 512,
         chat_template: str | None = None,
         exact_head: bool | None = None,
+        numa: bool = False,
     ) -> LanguageModel:
         """Loads a GGUF file.
 
@@ -94,6 +95,8 @@ class LanguageModel:
             chat_template: to use instead of the file's.
             exact_head: True computes every logit of every token; False only those that can be chosen, where
                 the sampling settings say which, with the same answers; None: the latter where it pays.
+            numa: place threads and weights on the machine's memory nodes, see
+                :meth:`bitqwen.engine.Model.open`.
 
         Raises:
             ModelFileError, UnsupportedModelError: the file cannot be read or run.
@@ -111,6 +114,7 @@ class LanguageModel:
             kv=kv,
             batch=batch,
             exact_head=exact_head,
+            numa=numa,
         )
         metadata = model.metadata
         tokenizer = Tokenizer.from_gguf(metadata)

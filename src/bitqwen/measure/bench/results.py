@@ -115,6 +115,7 @@ class Row:
             "isa": self.facts.get("isa"),
             "kv": self.side.kv,
             "head": self.facts.get("head"),
+            "placement": self.facts.get("placement"),
             "peer": self.side.peer,
             "test": self.test.name,
             "kind": self.test.kind,

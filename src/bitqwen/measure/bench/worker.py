@@ -48,12 +48,14 @@ class Engine(Protocol):
 class Bitqwen:
     """This package's own engine."""
 
-    def __init__(self, model: str, threads: int, context: int, kv: str, exact_head: bool = False) -> None:
+    def __init__(
+        self, model: str, threads: int, context: int, kv: str, exact_head: bool = False, numa: bool = False
+    ) -> None:
         from bitqwen.engine import Model, Screen
 
         self.kv = cast("KvType", kv)  # refused below if it is none
         self.model = Model.open(
-            model, threads=threads, context=context, kv=self.kv, exact_head=exact_head or None
+            model, threads=threads, context=context, kv=self.kv, exact_head=exact_head or None, numa=numa
         )
         self.screen = Screen(top=1)  # as `run --temp 0` does
         self.session = self.model.session()
@@ -74,6 +76,7 @@ class Bitqwen:
             "isa": _native.isa_name(),
             "decode_bytes": self.model.greedy_bytes,
             "head": "screened" if self.model.screened else "exact",
+            "placement": self.model.placement,
             "kv_bytes": (cache(8192) - cache(4096)) / 4096,
             "body_macs": body,
             "decode_macs": body + config.vocab_size * config.hidden_size,
