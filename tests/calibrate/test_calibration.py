@@ -103,10 +103,14 @@ def test_later_layers_are_fitted_to_what_earlier_ones_have_become(tiny_checkpoin
     assert np.corrcoef(met[0][second], met[1][second])[0, 1] > 0.5
 
 
-@pytest.mark.parametrize("scheme", ["q2_k", "v2.5"])
-def test_an_interrupted_conversion_goes_on_where_it_was(tiny_checkpoint, tmp_path, monkeypatch, scheme):
+@pytest.mark.parametrize(
+    ("scheme", "recipe"), [("q2_k", "fit+gptq+descent"), ("v2.5", "fit+propagate+gptq+descent")]
+)
+def test_an_interrupted_conversion_goes_on_where_it_was(
+    tiny_checkpoint, tmp_path, monkeypatch, scheme, recipe
+):
     source = tiny_checkpoint(layers=3)
-    convert(source.folder, tmp_path / "whole.gguf", scheme, calibration=calibration())
+    convert(source.folder, tmp_path / "whole.gguf", scheme, calibration=calibration(recipe))
     ran = []
     run = CalibratedEncoder._run
 
@@ -118,10 +122,10 @@ def test_an_interrupted_conversion_goes_on_where_it_was(tiny_checkpoint, tmp_pat
 
     monkeypatch.setattr(CalibratedEncoder, "_run", stopping)
     with pytest.raises(KeyboardInterrupt):
-        convert(source.folder, tmp_path / "out.gguf", scheme, calibration=calibration(resume=True))
+        convert(source.folder, tmp_path / "out.gguf", scheme, calibration=calibration(recipe, resume=True))
     assert not (tmp_path / "out.gguf").exists()
     ran.append(-1)
-    convert(source.folder, tmp_path / "out.gguf", scheme, calibration=calibration(resume=True))
+    convert(source.folder, tmp_path / "out.gguf", scheme, calibration=calibration(recipe, resume=True))
     assert ran == [0, 1, -1, 2]
     whole, out = (GGUFFile(tmp_path / f"{name}.gguf") for name in ("whole", "out"))
     for name in whole.tensors:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from bitqwen.calibrate import Calibration, fit_to_size, weights_to_bytes
+from bitqwen.calibrate import Calibration, calibration, fit_to_size, weights_to_bytes
 from bitqwen.checkpoints import open_checkpoint
 from bitqwen.cli.fitting import parse_size
 from bitqwen.convert import convert
@@ -105,3 +107,14 @@ def test_the_head_is_fitted_by_what_its_inputs_are(model, tmp_path):
         off = GGUFFile(tmp_path / "out.gguf").read("token_embd.weight") - matrix
         lost.append((np.square(off) * weights).sum())
     assert lost[1] < 0.99 * lost[0]
+
+
+def test_what_was_measured_of_first_tokens_is_not_measured_again(model, tmp_path, monkeypatch):
+    _, source, checkpoint, config = model
+    found = fit_to_size(checkpoint, config, weights_to_bytes(checkpoint, config, 3.3), calibration=TEXT)
+    files = [tmp_path / "again.gguf", tmp_path / "kept.gguf"]
+    convert(source.folder, files[0], plans=found.plans, calibration=TEXT)
+    monkeypatch.setattr(calibration, "first_token_weights", None)
+    kept = replace(TEXT, first_weights=found.first_weights)
+    convert(source.folder, files[1], plans=found.plans, calibration=kept)
+    assert files[0].read_bytes() == files[1].read_bytes()

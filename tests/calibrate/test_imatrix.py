@@ -55,7 +55,7 @@ def test_the_layout_is_llama_cpp_s(saved):
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     assert tensors["blk.1.ffn_down.weight.in_sum2"].shape.tolist() == [512, 1]
     assert tensors["blk.1.ffn_down.weight.counts"].data.ravel().tolist() == [512.0]
-    assert len(tensors) == 2 * 2 * 7
+    assert len(tensors) == 2 * (2 * 7 + 1)  # and the head
 
 
 def test_an_importance_matrix_of_another_model(saved, tiny_checkpoint, tmp_path):

@@ -44,7 +44,7 @@ def test_sweeps_keep_a_short_first_token_only_if_it_counts():
     right = lost_by_token("fit+gptq+descent", counted, unseen)
     assert swept[1] < 0.7 * fitted[1]  # what is common gains
     assert swept[0] > 0.6 * fitted[0]  # the first token does not
-    assert right[0] < 0.2 * swept[0]  # unless it counts,
+    assert right[0] < 0.25 * swept[0]  # unless it counts,
     assert right[1] < 1.15 * swept[1]  # which costs the others little
 
 

@@ -231,3 +231,30 @@ def test_sizes_that_will_not_do(bitqwen, tiny_folder, tmp_path, arguments, words
     result = bitqwen("convert", tiny_folder, "-o", tmp_path / "m.gguf", *arguments)
     assert result.returncode != 0
     assert words in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "origin", "writes"),
+    [
+        ("self", 512, "self-written", True),
+        ("default", 1024, "shipped and self-written", True),
+        ("default", 512, "shipped", False),  # one chunk: there is nothing to halve
+        ("shipped", 1024, "shipped", False),
+    ],
+)
+def test_texts_to_calibrate_on(bitqwen, tiny_folder, tmp_path, text, tokens, origin, writes):
+    options = ["--calibration", text, "--calibration-tokens", str(tokens), "--scheme", "q4_0", "--no-receipt"]
+    result = bitqwen("convert", tiny_folder, "-o", tmp_path / "m.gguf", *options)
+    assert result.returncode == 0, result.stderr
+    assert ("The model writes text to calibrate on." in result.stderr) == writes
+    settings = json.loads(GGUFFile(tmp_path / "m.gguf").metadata["bitqwen.settings"])
+    assert (settings["calibration"], settings["calibration_tokens"]) == (origin, str(tokens))
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_too_few_tokens_are_refused_before_the_model_writes(bitqwen, tiny_folder, tmp_path):
+    options = ["--calibration", "self", "--calibration-tokens", "100"]
+    result = bitqwen("convert", tiny_folder, "-o", tmp_path / "m.gguf", *options)
+    assert result.returncode == 2
+    assert "100 calibration tokens; allowed: 512 to" in result.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -58,8 +58,7 @@ def test_feedback_is_the_textbook_s():
     grid = Grid.read(TensorType.Q4_0, fitted.data, *weights.shape)
     sweeps.feedback(weights, grid, moments, damping=0.01)
 
-    exact = moments.astype(np.float64)
-    exact[np.diag_indices(64)] += 0.01 * np.mean(np.diag(exact))
+    exact = sweeps.damped(moments, 0.01).astype(np.float64)
     order = np.argsort(-np.diag(moments), kind="stable")
     left = weights.astype(np.float64)
     expected = np.zeros_like(grid.codes)
@@ -175,9 +174,22 @@ def test_ternary_keeps_to_three_levels():
 def test_recipes_that_are_none(text):
     with pytest.raises(UsageError, match="recipe") as caught:
         Recipe.parse(text)
-    assert "damping" in caught.value.hint
+    assert "gptq" in caught.value.hint
+    assert "descent" in caught.value.hint
 
 
 def test_a_recipe_s_numbers():
     assert Recipe.parse("fit").steps == ()
     assert Recipe.parse("fit+gptq:0.05+descent").steps == (("gptq", 0.05), ("descent", 2))
+
+
+def test_damping_takes_a_share_off_correlations_and_lifts_columns_hardly_seen():
+    moments = np.array([[9.0, 3.0, 0.0], [3.0, 3.0, -0.3], [0.0, -0.3, 0.0]], np.float32)
+    found = sweeps.damped(moments, 0.3)
+    mean = 4.0
+    np.testing.assert_allclose(np.diag(found), np.array([9.0, 3.0, 0.0]) + 0.1 * mean, rtol=1e-6)
+    np.testing.assert_allclose(found[0, 1], 0.7 * 3.0, rtol=1e-6)
+    np.testing.assert_allclose(found, found.T)
+    assert np.linalg.eigvalsh(found).min() > 0
+    alone = sweeps.damped(moments, 1.0)
+    np.testing.assert_array_equal(alone, np.diag(np.diag(alone)))

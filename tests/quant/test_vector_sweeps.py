@@ -65,8 +65,7 @@ def test_feedback_chooses_the_pair_that_costs_least_after_all_others_have_made_u
     vectors = Vectors.fit(weights, TensorType.V2, importance=np.diag(moments).copy())
     vector_sweeps.feedback(weights, vectors, moments, damping=0.05)
 
-    exact = moments.astype(np.float64)
-    exact[np.diag_indices(128)] += 0.05 * np.mean(np.diag(exact))
+    exact = sweeps.damped(moments, 0.05).astype(np.float64)
     columns = pair_columns(128).reshape(-1, 2)
     order = np.argsort(-np.diag(moments)[columns].sum(axis=1), kind="stable")
     points = vectors.codebook.astype(np.float64)

@@ -1,21 +1,21 @@
-"""One pass back through the model: how its predictions depend on every matrix's outputs.
+"""One pass back through the model: how its predictions depend on every matrix's outputs, and on every gain.
 
-The gradient is that of -log p(tokens) with tokens drawn from the model itself, whose expected square is the
-Fisher information: the second derivative, at zero, of the KL divergence that an error causes. No other model
-and no right answers are needed.
+The gradient is, unless another is asked for, that of -log p(tokens) with tokens drawn from the model itself,
+whose expected square is the Fisher information: the second derivative, at zero, of the KL divergence that an
+error causes. No other model and no right answers are needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from bitqwen.checkpoints import Checkpoint
 from bitqwen.models.qwen2 import Qwen2Config
 
-from .transformer import Matrix, Rotation, embed, layer_prefix, rms_norm, run_layer
+from .transformer import Matrix, Rotation, Weights, embed, layer_prefix, rms_norm
 
 Array = npt.NDArray[np.float32]
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -24,64 +24,77 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 NoteMatrix = Callable[[str, Matrix, Matrix, Matrix], None]
 # (which of the head's inputs, logits, their gradient), each of the latter float32 [rows, vocab].
 NoteHead = Callable[[slice, Matrix, Matrix], None]
+# (a norm's name, the gradient of its gains float32 [hidden]).
+NoteGain = Callable[[str, Array], None]
+# (which of the head's inputs, logits float32 [rows, vocab]) -> the gradient of these, as an array of its own.
+LogitSlope = Callable[[slice, Matrix], Matrix]
 
+LAST_NORM = "model.norm.weight"
 _HEAD_ROWS = 64  # tokens whose logits are held at once
+# Of what layers computed on the way to the head, float32; with more, each runs again on the way back.
+_MOST_KEPT = 512 << 20
 _MOST_WEIGHT = 1e5  # of a first token
 
 
 def run_back(
-    checkpoint: Checkpoint,
+    checkpoint: Weights,
     config: Qwen2Config,
     ids: npt.NDArray[np.int64],
     note: NoteMatrix,
     *,
+    logit_slope: LogitSlope | None = None,
     note_head: Callable[[str, Matrix], NoteHead] | None = None,
+    note_gain: NoteGain | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Matrix:
     """Runs a text through the model and back; returns the gradient of the embeddings.
 
-    Takes about three passes over the text. Memory: the residual stream before each layer, one layer, and the
-    output head in float32.
+    Takes about three passes over the text. Memory: the residual stream before each layer, or, of few tokens,
+    up to 2 GiB of what layers computed; one layer, and the output head in float32.
 
     Args:
         checkpoint: the model.
         config: its configuration.
         ids: a text, int64 [chunks, tokens]; tokens of a chunk see each other.
         note: told of each matrix of the layers, from the last layer to the first.
+        logit_slope: of what the gradient is; None for tokens drawn from the model.
         note_head: given the head's name and its inputs, what is then told of the logits, piece by piece.
+        note_gain: told of each norm.
         seed: of the tokens drawn.
         progress: called with layers done and layers in all, twice the model's.
     """
     chunk = ids.shape[1]
-
-    def read(names: tuple[str, ...], _: Matrix) -> dict[str, Matrix]:
-        return {name: checkpoint.read(name) for name in names}
-
-    stream = [embed(checkpoint, config, ids.ravel())]
+    keep = ids.size * config.layers * (11 * config.hidden_size + 2 * config.intermediate_size) <= _MOST_KEPT
+    kept: list[_Trace | Matrix] = []
+    hidden = embed(checkpoint, config, ids.ravel())
     for layer in range(config.layers):
         if progress:
             progress(layer, 2 * config.layers)
-        after = stream[-1].copy()
-        run_layer(after, chunk, layer, checkpoint, config, read)
-        stream.append(after)
-    gradient = _through_head(stream.pop(), checkpoint, config, note_head, seed)
+        trace = _run_layer(hidden, chunk, layer, checkpoint, config)
+        kept.append(trace if keep else hidden)
+        hidden = trace.after
+    note_gain = note_gain or (lambda name, slope: None)
+    logit_slope = logit_slope or drawn_tokens(seed)
+    gradient = _through_head(hidden, checkpoint, config, logit_slope, note_head, note_gain)
     for layer in reversed(range(config.layers)):
         if progress:
             progress(2 * config.layers - layer - 1, 2 * config.layers)
-        gradient = _through_layer(stream.pop(), gradient, chunk, layer, checkpoint, config, note)
+        found = kept.pop()
+        trace = found if isinstance(found, _Trace) else _run_layer(found, chunk, layer, checkpoint, config)
+        gradient = _through_layer(trace, gradient, layer, checkpoint, config, note, note_gain)
     if progress:
         progress(2 * config.layers, 2 * config.layers)
     return gradient
 
 
-def head_name(checkpoint: Checkpoint, config: Qwen2Config) -> str:
+def head_name(checkpoint: Weights, config: Qwen2Config) -> str:
     """The matrix that logits come from."""
     return EMBEDDING if config.tied or HEAD not in checkpoint.names() else HEAD
 
 
 def first_token_weights(
-    checkpoint: Checkpoint, config: Qwen2Config, ids: npt.NDArray[np.int64], *, seed: int = 0
+    checkpoint: Weights, config: Qwen2Config, ids: npt.NDArray[np.int64], *, seed: int = 0
 ) -> dict[str, float]:
     """How much the predictions depend on a chunk's first token, where another token counts one.
 
@@ -118,88 +131,140 @@ def first_weight(slope: Matrix, chunk: int) -> float:
     return min(first / others, _MOST_WEIGHT) if others > 0 else 1.0
 
 
-def _rms_norm_back(gradient: Matrix, x: Matrix, gain: Array, epsilon: float) -> Matrix:
+def drawn_tokens(seed: int) -> LogitSlope:
+    """The gradient of -log p(token), tokens drawn by their probability."""
+    random = np.random.default_rng(seed)
+
+    def slope(_: slice, logits: Matrix) -> Matrix:
+        chances = np.asarray(logits - logits.max(axis=1, keepdims=True), np.float32)
+        np.exp(chances, out=chances)
+        chances /= chances.sum(axis=1, keepdims=True)
+        for row in chances:
+            total = np.cumsum(row, dtype=np.float64)
+            token = int(np.searchsorted(total, random.random() * total[-1]))
+            row[min(token, len(row) - 1)] -= 1.0
+        return chances
+
+    return slope
+
+
+def _rms_norm_back(
+    gradient: Matrix, x: Matrix, name: str, checkpoint: Weights, epsilon: float, note_gain: NoteGain
+) -> Matrix:
     """The gradient of an RMSNorm's input from that of its output."""
     inverse = 1.0 / np.sqrt(np.mean(np.square(x), axis=1, keepdims=True) + epsilon)
-    scaled = gradient * gain
+    note_gain(name, np.einsum("ij,ij->j", gradient, x * inverse))
+    scaled = gradient * checkpoint.read(name)
     along = np.mean(scaled * x, axis=1, keepdims=True) * np.square(inverse)
     return np.asarray((scaled - x * along) * inverse, np.float32)
 
 
 def _through_head(
     hidden: Matrix,
-    checkpoint: Checkpoint,
+    checkpoint: Weights,
     config: Qwen2Config,
+    logit_slope: LogitSlope,
     note_head: Callable[[str, Matrix], NoteHead] | None,
-    seed: int,
+    note_gain: NoteGain,
 ) -> Matrix:
-    gain = checkpoint.read("model.norm.weight")
-    x = rms_norm(hidden, gain, config.rms_norm_eps)
+    x = rms_norm(hidden, checkpoint.read(LAST_NORM), config.rms_norm_eps)
     name = head_name(checkpoint, config)
     weights = checkpoint.read(name)
     note = note_head(name, x) if note_head else None
-    random = np.random.default_rng(seed)
     slope = np.empty_like(x)
     for begin in range(0, len(x), _HEAD_ROWS):
         rows = slice(begin, begin + _HEAD_ROWS)
         logits = x[rows] @ weights.T
-        chances = logits - logits.max(axis=1, keepdims=True)
-        np.exp(chances, out=chances)
-        chances /= chances.sum(axis=1, keepdims=True)
-        for row in chances:  # becomes the gradient of -log p(token), for a token drawn from it
-            total = np.cumsum(row, dtype=np.float64)
-            token = int(np.searchsorted(total, random.random() * total[-1]))
-            row[min(token, len(row) - 1)] -= 1.0
+        pull = logit_slope(rows, logits)
         if note:
-            note(rows, logits, chances)
-        slope[rows] = chances @ weights
+            note(rows, logits, pull)
+        slope[rows] = pull @ weights
     checkpoint.release(name)
-    return _rms_norm_back(slope, hidden, gain, config.rms_norm_eps)
+    return _rms_norm_back(slope, hidden, LAST_NORM, checkpoint, config.rms_norm_eps, note_gain)
+
+
+class _Trace(NamedTuple):
+    """What a layer computes, each float32 [tokens, width]: its input and, in their order, all that follows.
+
+    ``plain`` are queries, keys and values before their biases; ``back`` leads from the gradient of ``mixed``
+    to theirs.
+    """
+
+    before: Matrix
+    x: Matrix
+    plain: dict[str, Matrix]
+    mixed: Matrix
+    back: Callable[[Matrix], dict[str, Matrix]]
+    added: Matrix
+    middle: Matrix
+    inner: Matrix
+    gate: Matrix
+    up: Matrix
+    after: Matrix
+
+    def activated(self) -> tuple[Matrix, Matrix]:
+        """The sigmoid of the gate, and the inputs of down."""
+        chance = np.asarray(1.0 / (1.0 + np.exp(-np.clip(self.gate, -80.0, 80.0))), np.float32)
+        return chance, self.gate * chance * self.up
+
+
+def _names(layer: int) -> tuple[dict[str, str], tuple[str, str]]:
+    """A layer's matrices by their parts, and its norms."""
+    prefix = layer_prefix(layer)
+    name = {part: f"{prefix}self_attn.{part}_proj.weight" for part in "qkvo"}
+    name |= {part: f"{prefix}mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
+    return name, (f"{prefix}input_layernorm.weight", f"{prefix}post_attention_layernorm.weight")
+
+
+def _run_layer(before: Matrix, chunk: int, layer: int, checkpoint: Weights, config: Qwen2Config) -> _Trace:
+    name, norms = _names(layer)
+    read = checkpoint.read
+    x = rms_norm(before, read(norms[0]), config.rms_norm_eps)
+    plain = {part: x @ read(name[part]).T for part in "qkv"}
+    biased = {part: plain[part] + read(name[part].removesuffix("weight") + "bias") for part in "qkv"}
+    mixed, back = _attention(biased, chunk, config)
+    added = mixed @ read(name["o"]).T
+    middle = before + added
+    inner = rms_norm(middle, read(norms[1]), config.rms_norm_eps)
+    gate, up = inner @ read(name["gate"]).T, inner @ read(name["up"]).T
+    trace = _Trace(before, x, plain, mixed, back, added, middle, inner, gate, up, middle)
+    _, product = trace.activated()
+    return trace._replace(after=middle + product @ read(name["down"]).T)
 
 
 def _through_layer(
-    before: Matrix,
+    trace: _Trace,
     gradient: Matrix,
-    chunk: int,
     layer: int,
-    checkpoint: Checkpoint,
+    checkpoint: Weights,
     config: Qwen2Config,
-    note: Callable[[str, Matrix, Matrix, Matrix], None],
+    note: NoteMatrix,
+    note_gain: NoteGain,
 ) -> Matrix:
     """The gradient of a layer's input from that of its output; tells each matrix's inputs and outputs."""
-    prefix, epsilon = layer_prefix(layer), config.rms_norm_eps
-    name = {part: f"{prefix}self_attn.{part}_proj.weight" for part in "qkvo"}
-    name |= {part: f"{prefix}mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
-    weights = {part: checkpoint.read(each) for part, each in name.items()}
-    gains = [checkpoint.read(f"{prefix}{which}_layernorm.weight") for which in ("input", "post_attention")]
-    x = rms_norm(before, gains[0], epsilon)
-    plain = {part: x @ weights[part].T for part in "qkv"}
-    biased = {part: plain[part] + checkpoint.read(name[part][: -len("weight")] + "bias") for part in "qkv"}
-    mixed, back = _attention(biased, chunk, config)
-    added = mixed @ weights["o"].T
-    middle = before + added
-    inner = rms_norm(middle, gains[1], epsilon)
-    gate, up = inner @ weights["gate"].T, inner @ weights["up"].T
-    chance = 1.0 / (1.0 + np.exp(-np.clip(gate, -80.0, 80.0)))
-    product = gate * chance * up
-
-    note(name["down"], product, product @ weights["down"].T, gradient)
-    slope = gradient @ weights["down"]
+    name, norms = _names(layer)
+    read, epsilon = checkpoint.read, config.rms_norm_eps
+    gate, up = trace.gate, trace.up
+    chance, product = trace.activated()
+    note(name["down"], product, trace.after - trace.middle, gradient)
+    slope = gradient @ read(name["down"])
     up_slope = slope * gate * chance
-    gate_slope = slope * up * chance * (1.0 + gate * (1.0 - chance))
-    note(name["up"], inner, up, up_slope)
-    note(name["gate"], inner, gate, gate_slope)
-    slope = up_slope @ weights["up"] + gate_slope @ weights["gate"]
-    gradient = gradient + _rms_norm_back(slope, middle, gains[1], epsilon)
+    gate_slope = np.asarray(slope * up * chance * (1.0 + gate * (1.0 - chance)), np.float32)
+    note(name["up"], trace.inner, up, up_slope)
+    note(name["gate"], trace.inner, gate, gate_slope)
+    into_norm = up_slope @ read(name["up"]) + gate_slope @ read(name["gate"])
+    gradient = gradient + _rms_norm_back(into_norm, trace.middle, norms[1], checkpoint, epsilon, note_gain)
 
-    note(name["o"], mixed, added, gradient)
-    slopes = back(gradient @ weights["o"])
+    note(name["o"], trace.mixed, trace.added, gradient)
+    slopes = trace.back(gradient @ read(name["o"]))
     for part in "qkv":
-        note(name[part], x, plain[part], slopes[part])
-    slope = slopes["q"] @ weights["q"] + slopes["k"] @ weights["k"] + slopes["v"] @ weights["v"]
+        note(name[part], trace.x, trace.plain[part], slopes[part])
+    into_norm = slopes["q"] @ read(name["q"])
+    for part in "kv":
+        into_norm += slopes[part] @ read(name[part])
     for each in name.values():
         checkpoint.release(each)
-    return gradient + _rms_norm_back(slope, before, gains[0], epsilon)
+    return gradient + _rms_norm_back(into_norm, trace.before, norms[0], checkpoint, epsilon, note_gain)
 
 
 def _attention(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from bitqwen.checkpoints import Checkpoint
+from bitqwen.convert.calibration import LayerEncoder
 from bitqwen.errors import UsageError
 from bitqwen.generation.tokenizer import Tokenizer
 from bitqwen.models.qwen2 import Qwen2Config
@@ -34,11 +35,12 @@ class Calibration:
     """Quantises with the statistics of a text; for :func:`bitqwen.convert.convert`.
 
     Memory: the text's activations, ``tokens`` times the model's MLP width in float32, and for recipes of
-    more than a fit three square matrices of that width.
+    more than a fit three square matrices of that width; to distil, the heads of both models in float32, and
+    up to 2 GiB of what layers compute.
 
     Attributes:
         text: what to calibrate on; None for a mix of prose, code and conversation that comes with
-            bitqwen and with Python.
+            bitqwen and with Python: the half of the command line's default that the model does not write.
         tokens: how many of its tokens to use.
         recipe: how each matrix is quantised; see :class:`bitqwen.quant.Recipe`.
         chunk: tokens that see each other.
@@ -47,6 +49,11 @@ class Calibration:
         importance: an importance matrix (imatrix) in GGUF, of llama.cpp or of bitqwen, that takes the place
             of text and recipe: matrices are fitted with it.
         save_importance: where to write the importance matrix of the text.
+        token_ids: the text as token ids, int64 [chunks, chunk], in place of text; those that the model
+            wrote itself, see :mod:`bitqwen.calibrate.self_written`.
+        origin: what the file's metadata says of token_ids.
+        first_weights: how much a chunk's first token counts for each matrix, where it was measured before:
+            :attr:`bitqwen.calibrate.Fitting.first_weights`.
     """
 
     text: str | None = None
@@ -56,13 +63,34 @@ class Calibration:
     resume: bool = False
     importance: Path | None = None
     save_importance: Path | None = None
+    token_ids: npt.NDArray[np.int64] | None = field(default=None, compare=False)
+    origin: str = "self-written"
+    first_weights: Mapping[str, float] | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        """Checks the number of tokens.
+
+        Raises:
+            UsageError: too few or too many.
+        """
+        if not self.chunk <= self.tokens <= _MOST_TOKENS:
+            raise UsageError(
+                f"{self.tokens} calibration tokens; allowed: {self.chunk} to {_MOST_TOKENS}",
+                hint="16384 suffice for a fit; sweeps learn from every one there is.",
+            )
 
     @property
     def settings(self) -> dict[str, str]:
         """What the file's metadata says of it."""
         if self.importance is not None:
             return {"calibration": "imatrix", "recipe": "fit"}
-        source = "default" if self.text is None else hashlib.sha256(self.text.encode()).hexdigest()
+        if self.token_ids is not None:
+            return {
+                "calibration": self.origin,
+                "calibration_tokens": str(self.token_ids.size),
+                "recipe": self.recipe,
+            }
+        source = "shipped" if self.text is None else hashlib.sha256(self.text.encode()).hexdigest()
         return {"calibration": source, "calibration_tokens": str(self.tokens), "recipe": self.recipe}
 
     def ids(self, checkpoint: Checkpoint) -> npt.NDArray[np.int64]:
@@ -71,11 +99,8 @@ class Calibration:
         Raises:
             UsageError: the text is too short, or one that results are reported on.
         """
-        if not self.chunk <= self.tokens <= _MOST_TOKENS:
-            raise UsageError(
-                f"{self.tokens} calibration tokens; allowed: {self.chunk} to {_MOST_TOKENS}",
-                hint="16384 suffice for a fit; sweeps learn from every one there is.",
-            )
+        if self.token_ids is not None:
+            return self.token_ids
         text = default_text(checkpoint.chat_template) if self.text is None else self.text
         known = held_out_in(text)
         if known:
@@ -103,7 +128,7 @@ class Calibration:
         *,
         output: Path,
         threads: int,
-    ) -> CalibratedEncoder | ImportanceEncoder:
+    ) -> LayerEncoder:
         """Begins a conversion; see :class:`bitqwen.convert.calibration.Calibration`.
 
         Raises:
@@ -115,8 +140,8 @@ class Calibration:
             return ImportanceEncoder(checkpoint, config, plans, found, threads=threads)
         ids = self.ids(checkpoint)
         recipe = Recipe.parse(self.recipe)
-        first_weights = None
-        if recipe.needs_moments:
+        first_weights = self.first_weights
+        if recipe.needs_moments and first_weights is None:
             some = ids[: max(1, _WEIGHED_TOKENS // self.chunk)]
             first_weights = first_token_weights(checkpoint, config, some)
         return CalibratedEncoder(
@@ -126,6 +151,7 @@ class Calibration:
             ids,
             recipe,
             first_weights=first_weights,
+            draft=output.with_name(f".{output.name}.draft"),
             resume=output.with_name(f".{output.name}.layers") if self.resume else None,
             save_importance=self.save_importance,
             threads=threads,

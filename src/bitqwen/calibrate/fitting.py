@@ -19,7 +19,8 @@ from bitqwen.quant.vector_sweeps import is_vector_type
 from .backward import EMBEDDING, HEAD
 from .calibration import Calibration
 from .encoder import decoded
-from .sensitivity import Sensitivity, noise_weights, sensitivities
+from .moments import noise_weights
+from .sensitivity import Sensitivity, sensitivities
 from .transformer import Matrix
 
 # What a matrix may be stored as, of those whose block divides its rows.
@@ -43,7 +44,7 @@ _SPARE = 64 << 10
 _NEIGHBOURS = (0.85, 1.15)
 
 # Error feedback and descent leave about so much of what a fit loses on texts not calibrated on
-# (docs/quality.md); the embedding has them not.
+# (docs/quality.md).
 _SWEPT, _SWEPT_VECTORS = 0.82, 0.75
 
 
@@ -59,6 +60,7 @@ class Fitting:
         neighbours: budgets around it, and the loss to expect there; None where nothing fits.
         importance: of the inputs of the output head, float32 [hidden], by its Hugging Face name; what the
             loss was measured with, and the head is to be fitted with.
+        first_weights: how much a chunk's first token counts for each matrix, for the calibration.
     """
 
     plans: dict[str, TensorPlan]
@@ -67,6 +69,7 @@ class Fitting:
     sensitivity: dict[str, float]
     neighbours: dict[int, float | None]
     importance: dict[str, Matrix]
+    first_weights: dict[str, float]
 
 
 class Budgets:
@@ -117,18 +120,23 @@ class Budgets:
             found[EMBEDDING] = found[HEAD]._replace(nats=found[HEAD].nats + found[EMBEDDING].nats)
         self.sensitivity = found
         self._head = EMBEDDING if tied else HEAD
-        swept = calibration is not None and Recipe.parse(calibration.recipe).needs_moments
+        swept = (
+            calibration is not None
+            and calibration.importance is None
+            and Recipe.parse(calibration.recipe).needs_moments
+        )
         self._options: dict[str, list[Option]] = {}
         for place, (name, job) in enumerate(matrices.items()):
             if progress:
                 progress("types", place, len(matrices))
+            looked_up = job.spec.role == "embedding" and not tied
             self._options[name] = _options(
                 checkpoint,
                 job.source,
                 job.spec.shape,
                 found[name],
-                swept and job.spec.role == "matrix",
-                job.spec.role == "embedding" and not tied,
+                swept and not looked_up,
+                looked_up,
                 threads,
             )
 
@@ -154,6 +162,7 @@ class Budgets:
             sensitivity={name: each.nats for name, each in self.sensitivity.items()},
             neighbours=neighbours,
             importance={self._head: noise_weights(self.sensitivity[self._head].importance)},
+            first_weights={name: each.first_weight for name, each in self.sensitivity.items()},
         )
 
 

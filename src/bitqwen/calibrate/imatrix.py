@@ -6,7 +6,7 @@ were. Files of llama-imatrix can be used here, and ours by llama-quantize.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 
@@ -14,10 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bitqwen.checkpoints import Checkpoint
+from bitqwen.convert.calibration import Quantizer
 from bitqwen.errors import ModelFileError
 from bitqwen.gguf import GGUFFile, GGUFWriter, TensorType
 from bitqwen.models.qwen2 import Qwen2Config
-from bitqwen.quant import Encoded, Statistics, TensorPlan, quantize
+from bitqwen.quant import Encoded, Recipe, Statistics, TensorPlan, quantize
+
+from .moments import noise_weights
 
 Array = npt.NDArray[np.float32]
 
@@ -99,10 +102,13 @@ class ImportanceEncoder:
         self._threads = threads
         self._importance: dict[str, Array] = {}
         self.lost_outputs: dict[str, float] = {}
+        self.draft: Path | None = None
         for spec in config.tensors():
             if spec.hf_name not in plans:
                 continue
             found = importance.get(spec.gguf_name)
+            if found is None and spec.role != "matrix":
+                continue  # llama-imatrix leaves the head out
             if found is None or found.size != spec.shape[1]:
                 what = "none" if found is None else f"one of {found.size} columns"
                 raise ModelFileError(
@@ -124,6 +130,14 @@ class ImportanceEncoder:
             )
             self._checkpoint.release(name)
         return encoded
+
+    def head(self) -> Quantizer | None:
+        """How rows of the output head are quantised, if the file says what its inputs are."""
+        found = [each for name, each in self._importance.items() if ".layers." not in name]
+        return Recipe.parse("fit").quantizer(Statistics(noise_weights(found[0]))) if found else None
+
+    def refine(self, output: Path, progress: Callable[[str], None]) -> None:
+        """Nothing to do: there is no draft."""
 
     def finish(self) -> None:
         """Nothing is kept."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from bitqwen.quant.sweeps import shrunk
 
@@ -56,6 +57,11 @@ class Moments(NamedTuple):
         moments += count * (self.first.T @ self.first)
         moments /= np.float32(self.others + count * len(self.first))
         return moments
+
+
+def noise_weights(importance: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """What the error of each column weighs: its importance, and a little for those that are hardly used."""
+    return np.asarray(importance + np.float32(0.01) * importance.mean() + np.float32(1e-30), np.float32)
 
 
 def second_moments(x: Matrix, *, chunk: int = 0, first_weight: float = 1.0) -> Matrix:

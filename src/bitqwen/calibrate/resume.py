@@ -18,11 +18,15 @@ Array = npt.NDArray[np.float32]
 class KeptLayers:
     """A folder beside the output, which is removed when that is complete.
 
-    Layers of another run (another source, text, recipe or plan) are thrown away.
+    Layers of another run (another source, text, recipe or plan) are thrown away, and what distillation keeps
+    with them.
+
+    Attributes:
+        folder: where it is.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
-        self._folder = folder
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         note = folder / "key"
         if not note.exists() or note.read_text() != key:
@@ -56,13 +60,13 @@ class KeptLayers:
             return None
         return encoded, importance, lost
 
-    def hidden(self) -> Array | None:
-        """The residual stream after the last layer that is here."""
+    def streams(self) -> Array | None:
+        """What :meth:`save` was given after the last layer that is here."""
         try:
-            stream: Array = np.load(self._hidden(self.complete - 1), allow_pickle=False)
+            streams: Array = np.load(self._hidden(self.complete - 1), allow_pickle=False)
         except (OSError, ValueError):
             return None
-        return stream
+        return streams
 
     def save(
         self,
@@ -70,9 +74,9 @@ class KeptLayers:
         encoded: Mapping[str, Encoded],
         importance: Mapping[str, Array],
         lost: Mapping[str, float],
-        hidden: Array,
+        streams: Array,
     ) -> None:
-        """Keeps a layer and the residual stream after it."""
+        """Keeps a layer and residual streams after it, float32 [streams, tokens, hidden]."""
         arrays: dict[str, npt.NDArray[np.generic]] = {}
         for name, result in encoded.items():
             arrays[f"data:{name}"] = result.data
@@ -80,11 +84,11 @@ class KeptLayers:
                 arrays[f"codebook:{name}"] = result.codebook
             arrays[f"sums:{name}"] = np.array([result.error, result.energy, lost.get(name, np.nan)])
             arrays[f"importance:{name}"] = importance[name]
-        temporary = self._folder / "part.npz"
+        temporary = self.folder / "part.npz"
         np.savez(temporary, **arrays)  # type: ignore[arg-type]
         temporary.replace(self._layer(layer))
-        temporary = self._folder / "part.npy"
-        np.save(temporary, hidden)
+        temporary = self.folder / "part.npy"
+        np.save(temporary, streams)
         temporary.replace(self._hidden(layer))
         self._hidden(layer - 1).unlink(missing_ok=True)
 
@@ -92,15 +96,15 @@ class KeptLayers:
         """Throws everything away."""
         self._clear()
         with contextlib.suppress(OSError):
-            self._folder.rmdir()
+            self.folder.rmdir()
 
     def _clear(self) -> None:
-        for pattern in ("layer-*.npz", "hidden-*.npy", "part.np?", "key"):
-            for path in self._folder.glob(pattern):
+        for pattern in ("layer-*.npz", "hidden-*.npy", "part.np?", "distil-*.np?", "key"):
+            for path in self.folder.glob(pattern):
                 path.unlink(missing_ok=True)
 
     def _layer(self, layer: int) -> Path:
-        return self._folder / f"layer-{layer:04}.npz"
+        return self.folder / f"layer-{layer:04}.npz"
 
     def _hidden(self, layer: int) -> Path:
-        return self._folder / f"hidden-{layer:04}.npy"
+        return self.folder / f"hidden-{layer:04}.npy"

@@ -19,6 +19,7 @@ from bitqwen.checkpoints import Checkpoint
 from bitqwen.models.qwen2 import Qwen2Config
 
 from .backward import EMBEDDING, NoteHead, first_weight, head_name, run_back
+from .moments import noise_weights
 from .transformer import Matrix, embed, mean_squares
 
 Array = npt.NDArray[np.float32]
@@ -104,11 +105,6 @@ class _Head:
         energy = self._energy / self._tokens
         nats = 0.5 * energy * self._squares / (self._vocabulary * self._values) / self._tokens
         return Sensitivity(nats, self._importance, energy)
-
-
-def noise_weights(importance: Array) -> Array:
-    """What the error of each column weighs: its importance, and a little for those that are hardly used."""
-    return np.asarray(importance + np.float32(0.01) * importance.mean() + np.float32(1e-30), np.float32)
 
 
 def _energy(outputs: Matrix) -> float:

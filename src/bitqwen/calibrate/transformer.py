@@ -8,11 +8,11 @@ activations.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from bitqwen.checkpoints import Checkpoint
 from bitqwen.models.qwen2 import Qwen2Config
 
 Matrix = npt.NDArray[np.float32]
@@ -24,12 +24,25 @@ _ROWS = 2048  # tokens of the MLP computed at once
 _PIECE_VALUES = 32 << 20
 
 
+class Weights(Protocol):
+    """What a model is run from: a checkpoint, or a file that is being changed; names are Hugging Face's."""
+
+    def names(self) -> list[str]:
+        """Names of all tensors."""
+
+    def read(self, name: str, begin: int = 0, end: int | None = None, /) -> Matrix:
+        """A tensor, or rows [begin, end) of it."""
+
+    def release(self, name: str, /) -> None:
+        """Says that it will not be read again soon."""
+
+
 def layer_prefix(layer: int) -> str:
     """How the names of a layer's tensors begin."""
     return f"model.layers.{layer}."
 
 
-def embed(checkpoint: Checkpoint, config: Qwen2Config, ids: npt.NDArray[np.int64]) -> Matrix:
+def embed(checkpoint: Weights, config: Qwen2Config, ids: npt.NDArray[np.int64]) -> Matrix:
     """The embeddings of ids: float32 [ids, hidden]. Reads the matrix in pieces."""
     name = "model.embed_tokens.weight"
     out = np.empty((ids.size, config.hidden_size), np.float32)
@@ -55,7 +68,7 @@ def mean_squares(x: Matrix) -> Matrix:
 
 
 def run_layer(
-    hidden: Matrix, chunk: int, layer: int, checkpoint: Checkpoint, config: Qwen2Config, weigh: Weigh
+    hidden: Matrix, chunk: int, layer: int, checkpoint: Weights, config: Qwen2Config, weigh: Weigh
 ) -> None:
     """Runs one layer over all tokens; ``hidden`` is replaced by its output.
 

@@ -36,6 +36,7 @@ class GGUFCheckpoint(Checkpoint):
         self._gguf_name = {
             spec.hf_name: spec.gguf_name for spec in config.tensors() if spec.gguf_name in self.file.tensors
         }
+        self._hf_name = {gguf_name: name for name, gguf_name in self._gguf_name.items()}
 
     def names(self) -> list[str]:
         """Names of all tensors."""
@@ -53,6 +54,10 @@ class GGUFCheckpoint(Checkpoint):
     def read(self, name: str, begin: int = 0, end: int | None = None) -> npt.NDArray[np.float32]:
         """One tensor, or rows of it, dequantised to float32."""
         return self.file.read(self._gguf_name[name], begin, end)
+
+    def hf_name(self, gguf_name: str) -> str | None:
+        """A tensor's Hugging Face name; None for one that is no weight of the model."""
+        return self._hf_name.get(gguf_name)
 
     def release(self, name: str) -> None:
         """Lets the system drop the tensor's pages."""

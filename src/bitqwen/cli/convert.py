@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitqwen.cli import fitting, options, receipts, terminal
+from bitqwen.cli import calibrations, fitting, options, receipts, terminal
 from bitqwen.errors import BitqwenError, UsageError
 
 if TYPE_CHECKING:
-    from bitqwen.calibrate import Calibration
     from bitqwen.convert import ConversionReport, TensorReport
 
 
@@ -53,10 +53,11 @@ def convert(
         str | None,
         typer.Option(
             "--calibration",
-            help="Choose codes by what the layers see on this text, a file; 'default' takes a mix of "
-            "prose, code and conversation; an imatrix in .gguf says itself what they see. Takes minutes "
-            "instead of seconds; below 5 bits it pays.",
-            metavar="FILE|default",
+            help="Choose codes by what the layers see on this text, a file; 'shipped' takes prose, code and "
+            "conversation that come with bitqwen and Python, 'self' lets the model write the text, 'default' "
+            "has half of each; an imatrix in .gguf says itself what they see. Takes tens of minutes instead "
+            "of one; below 5 bits it pays.",
+            metavar="FILE|default|shipped|self",
             show_default=False,
         ),
     ] = None,
@@ -77,8 +78,9 @@ def convert(
         str | None,
         typer.Option(
             "--recipe",
-            help="How a calibrated conversion quantises: fit, or fit+STEP[:NUMBER]+... with the steps gptq, "
-            "descent and codes; by default fit.",
+            help="How a calibrated conversion quantises: fit, or fit+STEP[:NUMBER]+... with the steps "
+            "propagate, gptq, descent, codes and distil; by default fit+gptq+descent+distil, and fit with "
+            "an imatrix.",
             metavar="CHAIN",
             show_default=False,
         ),
@@ -139,13 +141,19 @@ def convert(
             f"{missing} is missing.", hint="For example: bitqwen convert ./checkpoint -o qwen.gguf"
         )
     terminal.hub_progress(shown=not (quiet or json))
-    chain = _calibration(calibration, calibration_tokens, recipe, save_importance)
+    chain = calibrations.calibration(calibration, calibration_tokens, recipe, save_importance)
     hub = {"revision": revision, "token": token, "offline": offline}
+    if chain is not None:
+        chain = calibrations.written(
+            chain, calibration, source, output, quiet=quiet or json, threads=threads, **hub
+        )
     chosen = None
     if fit is not None or bits is not None:
         if embedding is not None or head is not None or (fit is not None and bits is not None):
             raise UsageError("--fit and --bits choose every type themselves, and one of them is enough.")
         chosen = fitting.plans(source, fit, bits, chain, quiet=quiet or json, threads=threads, **hub)
+        if chain is not None:
+            chain = dataclasses.replace(chain, first_weights=chosen.first_weights)
     else:
         _warn_of_its_size(source, scheme, quiet=quiet or json, **hub)
     report = convert_with_progress(
@@ -190,27 +198,6 @@ def _warn_of_its_size(source: str, scheme: str, *, quiet: bool, **hub: Any) -> N
     need = memory_needs(config, weights, min(DEFAULT_CONTEXT, config.max_context))
     if need["total"] > need["available"]:
         terminal.say(f"warning: running the result here. {memory_text(need, 'f16')}", quiet=quiet)
-
-
-def _calibration(
-    text: str | None, tokens: int, recipe: str | None, save_importance: Path | None
-) -> Calibration | None:
-    if text is None and recipe is None and save_importance is None:
-        return None
-    from bitqwen.calibrate import Calibration
-    from bitqwen.quant import DEFAULT_RECIPE, Recipe
-    from bitqwen.texts import read_text
-
-    if text is not None and text.endswith(".gguf"):
-        if recipe not in (None, "fit") or save_importance is not None:
-            raise UsageError(
-                "An imatrix knows how much inputs matter, not how they go together: its recipe is fit.",
-                hint="Calibrate on a text for more.",
-            )
-        return Calibration(importance=Path(text).expanduser())
-    chain = Recipe.parse(recipe or DEFAULT_RECIPE).text
-    own = None if text in (None, "default") else read_text(Path(text).expanduser())
-    return Calibration(text=own, tokens=tokens, recipe=chain, resume=True, save_importance=save_importance)
 
 
 def convert_with_progress(

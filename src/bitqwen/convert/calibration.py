@@ -1,15 +1,21 @@
-"""What a conversion needs of a calibration: matrices quantised layer by layer, by their inputs."""
+"""What a conversion needs of calibration: matrices quantised by their inputs, the head after all layers."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from bitqwen.checkpoints import Checkpoint
 from bitqwen.models.qwen2 import Qwen2Config
 from bitqwen.quant import Encoded, TensorPlan
+
+# (rows of a matrix, float32 [rows, cols], how to store them, threads or 0) -> encoded.
+Quantizer = Callable[[npt.NDArray[np.float32], TensorPlan, int], Encoded]
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
@@ -20,12 +26,20 @@ class LayerEncoder(Protocol):
     Attributes:
         lost_outputs: the share of a matrix's outputs' energy that is lost, by its Hugging Face name, where
             it is known.
+        draft: where the file is written first, if it is then to be refined as a whole.
     """
 
     lost_outputs: dict[str, float]
+    draft: Path | None
 
     def layer(self, layer: int) -> Mapping[str, Encoded]:
         """The matrices of a layer, by their Hugging Face names; layers are asked for in their order."""
+
+    def head(self) -> Quantizer | None:
+        """How rows of the output head are quantised, if it says that; asked for after the last layer."""
+
+    def refine(self, output: Path, progress: Callable[[str], None]) -> None:
+        """Makes the file of its complete draft; tells how far it is."""
 
     def finish(self) -> None:
         """The file is complete."""
@@ -47,7 +61,7 @@ class Calibration(Protocol):
         output: Path,
         threads: int,
     ) -> LayerEncoder:
-        """Begins a conversion of a checkpoint to ``output`` with ``plans`` for its layers' matrices."""
+        """Begins a conversion to ``output`` with ``plans`` for the matrices of the layers and the head."""
 
 
 class CalibratedMatrices:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,9 +20,9 @@ from bitqwen.models.qwen2 import Qwen2Config
 from bitqwen.models.registry import config_from_hf
 from bitqwen.quant import Encoded, Scheme, Statistics, TensorPlan, quantize, schemes
 
-from .calibration import CalibratedMatrices, Calibration
+from .calibration import CalibratedMatrices, Calibration, Quantizer
 from .metadata import file_metadata
-from .plan import Job, file_type, plan_tensors
+from .plan import Job, file_type, head_of, plan_tensors
 from .report import ConversionReport, Progress, ProgressCallback, TensorReport, peak_rss
 from .ternary import ternary_levels
 
@@ -63,8 +64,8 @@ def convert(
         calibration: quantises the layers' matrices by what their inputs are on a text, instead of by their
             values alone; see :class:`bitqwen.calibrate.Calibration`.
         plans: how to store single tensors, by their Hugging Face names, instead of the scheme's way.
-        importance: how much the error of each column weighs, float32 [cols], for tensors that calibration
-            leaves alone, by their Hugging Face names: an output head, or an embedding that is one.
+        importance: how much the error of each column weighs, float32 [cols], for tensors of which
+            calibration says nothing, by their Hugging Face names.
         kernel_hint: a family of kernels ("tl1", "tl2") to note in the settings; the layout is the same.
         force: convert with "bitnet" a model that was not trained for it.
         threads: default: one per core.
@@ -94,14 +95,18 @@ def convert(
     encoder = None
     if calibration is not None:
         settings |= calibration.settings
-        matrices = {job.source: job.plan for job in jobs if job.spec.role == "matrix"}
+        last = head_of(jobs)
+        jobs.remove(last)
+        jobs.append(last)  # what it gets to see is known after the last layer
+        matrices = {job.source: job.plan for job in jobs if job.spec.role == "matrix" or job is last}
         encoder = calibration.start(checkpoint, config, matrices, output=target, threads=threads or 0)
     calibrated = CalibratedMatrices(encoder)
     total = sum(4 * job.weights for job in jobs)
     name = chosen.name if plans is None else "mixed"
     report = ConversionReport(path=target, scheme=name, warnings=warnings)
 
-    with GGUFWriter(target) as writer:
+    draft = encoder.draft if encoder else None
+    with _temporary(draft), GGUFWriter(draft or target) as writer:
         if progress:
             progress(Progress("source checksum", 0, total))
         writer.add_metadata(
@@ -126,14 +131,18 @@ def convert(
             ready = calibrated.take(job.source)
             if ready is None:
                 weights = (importance or {}).get(job.spec.hf_name)
-                statistics = None if weights is None else Statistics(weights)
-                tensor = _convert_tensor(checkpoint, job, writer, statistics, threads or 0, advance)
+                quantizer = (encoder.head() if encoder and job is jobs[-1] else None) or _quantizer(weights)
+                tensor = _convert_tensor(checkpoint, job, writer, quantizer, threads or 0, advance)
             else:
                 tensor = _write_encoded(checkpoint, job, writer, *ready)
             report.tensors.append(tensor)
             done += 4 * job.weights
         writer.finish()
         if encoder is not None:
+            if draft is not None:
+                encoder.refine(
+                    target, lambda what: progress(Progress(what, done, total)) if progress else None
+                )
             encoder.finish()
         if progress:
             progress(Progress("", total, total, report.last))
@@ -147,11 +156,21 @@ def convert(
     return report
 
 
+@contextlib.contextmanager
+def _temporary(path: Path | None) -> Iterator[None]:
+    """A file that goes when the block ends, however that is."""
+    try:
+        yield
+    finally:
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+
 def _convert_tensor(
     checkpoint: Checkpoint,
     job: Job,
     writer: GGUFWriter,
-    statistics: Statistics | None,
+    quantizer: Quantizer,
     threads: int,
     advance: Callable[[int], None],
 ) -> TensorReport:
@@ -166,7 +185,7 @@ def _convert_tensor(
         for begin, end in _pieces(job):
             piece = checkpoint.read(source, begin, end)
             values += piece.size
-            encoded = _encode(piece, job, begin, threads, statistics)
+            encoded = _encode(piece, job, begin, threads, quantizer)
             del piece
             nbytes += encoded.data.nbytes
             error += encoded.error
@@ -199,7 +218,7 @@ def _write_encoded(
     started = time.perf_counter()
     spec, plan, source = job
     if not (math.isfinite(encoded.energy) and math.isfinite(encoded.error)):
-        _encode(checkpoint.read(source), job, 0, 1)  # says what is wrong with it
+        _encode(checkpoint.read(source), job, 0, 1, _quantizer(None))  # says what is wrong with it
     writer.write_parts(spec.gguf_name, iter([encoded.data]))
     if encoded.codebook is not None:
         writer.write(codebook_name(spec.gguf_name), encoded.codebook)
@@ -228,15 +247,19 @@ def _pieces(job: Job) -> Iterator[tuple[int, int | None]]:
         yield begin, min(begin + rows, shape[0])
 
 
+def _quantizer(importance: npt.NDArray[np.float32] | None) -> Quantizer:
+    statistics = None if importance is None else Statistics(importance)
+
+    def run(rows: npt.NDArray[np.float32], plan: TensorPlan, threads: int) -> Encoded:
+        return quantize(rows, plan.tensor_type, method=plan.method, statistics=statistics, threads=threads)
+
+    return run
+
+
 def _encode(
-    values: npt.NDArray[np.float32],
-    job: Job,
-    first_row: int,
-    threads: int,
-    statistics: Statistics | None = None,
+    values: npt.NDArray[np.float32], job: Job, first_row: int, threads: int, quantizer: Quantizer
 ) -> Encoded:
-    plan = job.plan
-    encoded = quantize(values, plan.tensor_type, method=plan.method, statistics=statistics, threads=threads)
+    encoded = quantizer(values, job.plan, threads)
     if not math.isfinite(encoded.energy):
         place = np.argwhere(~np.isfinite(values))[0].tolist()
         value = values[tuple(place)]

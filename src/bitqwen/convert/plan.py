@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from bitqwen import quant
@@ -71,6 +71,12 @@ def plan_tensors(
             plan = scheme.plan(spec.role, spec.shape, embedding=embedding, head=head)
         jobs.append(Job(spec, plan, shared if shared and spec.hf_name == EMBEDDING else spec.hf_name))
     return jobs
+
+
+def head_of(jobs: Sequence[Job]) -> Job:
+    """The matrix that logits come from: the head, or the embedding where that is one."""
+    roles = {job.spec.role: job for job in jobs}
+    return roles.get("head") or roles["embedding"]
 
 
 def file_type(jobs: list[Job]) -> int:

@@ -1,12 +1,12 @@
 """Recipes: the chain of steps by which a calibrated conversion quantises each matrix.
 
-``fit+gptq:0.02+descent:2`` reads: scales fitted with the inputs' importance, codes by error feedback with a
-damping of 0.02, then two rounds of coordinate descent.
+``fit+gptq:0.3+descent:2`` reads: scales fitted with the inputs' importance, codes by error feedback with 0.3
+of all correlations taken off, then two rounds of coordinate descent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,17 +18,23 @@ from bitqwen.gguf import TensorType
 from . import codebooks, sweeps, vector_sweeps
 from .grid import Grid, Matrix, is_grid
 from .methods import Encoded, Statistics, quantize
+from .schemes import TensorPlan
 from .sweeps import shrunk
 from .vector_sweeps import Vectors, is_vector_type
 
-DEFAULT_RECIPE = "fit"
-# A few ten thousand tokens say little about a thousand columns: with less, sweeps learn the text by heart.
+DEFAULT_RECIPE = "fit+gptq+descent+distil"
+# A few ten thousand tokens say little about thousands of columns: with less, sweeps learn the text by heart.
 # See docs/quality.md.
 _DAMPING = 0.3
+PROPAGATE, DISTIL = "propagate", "distil"
+_SWEPT_VALUES = 64 << 20  # of a matrix at a time; sweeps hold three times as many
+
+
+_Step = Callable[[Matrix, Grid | Vectors, Matrix, float, int], None]
 
 
 class _Kind(NamedTuple):
-    run: Callable[[Matrix, Grid | Vectors, Matrix, float, int], None]
+    run: _Step | None  # None: done by who knows more than a matrix and its moments
     value: float
     least: float
     most: float
@@ -65,13 +71,33 @@ def _codes(matrix: Matrix, fitted: Grid | Vectors, moments: Matrix, value: float
 
 # After the fit, what may follow: each with its number, unless another is given after a colon.
 STEPS: dict[str, _Kind] = {
+    PROPAGATE: _Kind(
+        None,
+        1,
+        0.0,
+        1.0,
+        "aim at the source's outputs on inputs that earlier errors have changed; its number is the greatest "
+        "share of the difference to take on",
+    ),
     "gptq": _Kind(
-        _gptq, _DAMPING, 1e-5, 1.0, "error feedback from column to column; its number is the damping"
+        _gptq,
+        _DAMPING,
+        1e-5,
+        1.0,
+        "error feedback from column to column; its number is the share taken off all correlations",
     ),
     "descent": _Kind(
         _descent, 2, 1, 20, "coordinate descent on codes and scales; its number is how many rounds"
     ),
     "codes": _Kind(_codes, 2, 1, 20, "the same on codes alone"),
+    DISTIL: _Kind(
+        None,
+        1,
+        1,
+        20,
+        "at the end, norms, biases and row scales of the whole file moved to where its predictions come "
+        "nearest to the source's; its number is how often its text is gone through",
+    ),
 }
 
 
@@ -116,9 +142,19 @@ class Recipe:
         return cls(text, tuple(steps))
 
     @property
+    def propagate(self) -> float:
+        """The greatest share of earlier errors to make up for; 0 for none."""
+        return dict(self.steps).get(PROPAGATE, 0.0)
+
+    @property
+    def distil(self) -> int:
+        """How often distillation goes through the text; 0 for none."""
+        return int(dict(self.steps).get(DISTIL, 0))
+
+    @property
     def needs_moments(self) -> bool:
         """Whether it uses the inputs' second moments, beyond their importance."""
-        return bool(self.steps)
+        return any(name != DISTIL for name, _ in self.steps)
 
     def run(
         self,
@@ -143,7 +179,7 @@ class Recipe:
         """
         moments = statistics.moments
         sweepable = method != "absmean" and (is_grid(tensor_type) or is_vector_type(tensor_type))
-        if not self.steps or moments is None or not sweepable:
+        if not self.needs_moments or moments is None or not sweepable:
             return quantize(matrix, tensor_type, method=method, statistics=statistics, threads=threads)
         if statistics.samples:
             moments = shrunk(moments, statistics.samples)
@@ -155,11 +191,27 @@ class Recipe:
         grid = Grid.read(tensor_type, fitted.data, *matrix.shape)
         if method == "ternary" and grid.high > 1:  # three of a wider type's levels
             return fitted
-        for name, value in self.steps:
-            STEPS[name].run(matrix, grid, moments, value, threads)
+        for run, value in self._runs():
+            run(matrix, grid, moments, value, threads)
         data = grid.write()
         lost = matrix - Grid.read(tensor_type, data, *matrix.shape).values()
         return Encoded(data, float(np.vdot(lost, lost)), fitted.energy)
+
+    def quantizer(self, statistics: Statistics) -> Callable[[Matrix, TensorPlan, int], Encoded]:
+        """The same as a function of rows of one matrix, how to store them, and threads."""
+
+        def run(rows: Matrix, plan: TensorPlan, threads: int) -> Encoded:
+            return self.run(
+                rows, plan.tensor_type, method=plan.method, statistics=statistics, threads=threads
+            )
+
+        return run
+
+    def _runs(self) -> Iterator[tuple[_Step, float]]:
+        for name, value in self.steps:
+            run = STEPS[name].run
+            if run is not None:
+                yield run, value
 
     def _vectors(
         self, matrix: Matrix, tensor_type: TensorType, importance: Matrix, moments: Matrix, threads: int
@@ -167,9 +219,12 @@ class Recipe:
         matrix = np.ascontiguousarray(matrix, np.float32)
         weights = np.ascontiguousarray(importance, np.float32)
         vectors = Vectors.fit(matrix, tensor_type, importance=weights, threads=threads)
-        if np.isfinite(vectors.scales).all():  # else a weight is not, which the sums tell
-            for name, value in self.steps:
-                STEPS[name].run(matrix, vectors, moments, value, threads)
+        finite = np.isfinite(vectors.scales).all()  # else a weight is not, which the sums tell
+        rows = max(1, _SWEPT_VALUES // matrix.shape[1])
+        for begin in range(0, len(matrix) if finite else 0, rows):
+            part = slice(begin, begin + rows)
+            for run, value in self._runs():
+                run(matrix[part], vectors.rows(part), moments, value, threads)
         data = vectors.write(threads=threads)
         sums = codebooks.error(data, matrix, tensor_type, vectors.codebook, threads=threads)
         return Encoded(data, *sums, vectors.codebook)

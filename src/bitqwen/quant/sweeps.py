@@ -81,10 +81,16 @@ def shrunk(moments: Matrix, samples: int) -> Matrix:
 
 
 def damped(moments: Matrix, damping: float) -> Matrix:
-    """H with a share of its mean diagonal added to the diagonal."""
-    out: Matrix = moments.copy()
-    mean = float(np.mean(np.diag(moments), dtype=np.float64)) or 1.0
-    out[np.diag_indices_from(out)] += damping * mean
+    """H with less faith in it: a share taken off all correlations, a third of it of the mean diagonal added.
+
+    The first keeps what each column weighs, however uneven that is; the second gives columns that were hardly
+    seen some weight. Together they leave less on texts that were not calibrated on than either alone
+    (docs/quality.md).
+    """
+    diagonal = np.diag(moments).copy()
+    out: Matrix = moments * np.float32(1.0 - damping)
+    mean = float(np.mean(diagonal, dtype=np.float64)) or 1.0
+    out[np.diag_indices_from(out)] = diagonal + np.float32(damping / 3.0 * mean)
     return out
 
 
@@ -93,17 +99,15 @@ def factored(moments: Matrix, damping: float, order: npt.NDArray[np.int64]) -> F
 
     Args:
         moments: H, float32 [cols, cols].
-        damping: share of its mean diagonal that is added to the diagonal; more, if there is no other way.
+        damping: see :func:`damped`; more, if there is no other way.
         order: of the columns, int64 [cols].
     """
+    # Reversed, the upper triangle is a lower one, which Cholesky's method finds.
+    reverse = order[::-1]
+    flipped = moments[np.ix_(reverse, reverse)]
     while True:
-        # Reversed, the upper triangle is a lower one, which Cholesky's method finds.
-        reverse = order[::-1]
-        flipped = moments[np.ix_(reverse, reverse)]
-        mean = float(np.mean(np.diag(flipped), dtype=np.float64)) or 1.0
-        flipped[np.diag_indices_from(flipped)] += damping * mean
         try:
-            lower = np.linalg.cholesky(flipped)
+            lower = np.linalg.cholesky(damped(flipped, damping))
         except np.linalg.LinAlgError:  # float32 was too coarse for so little damping
             if damping >= _MOST_DAMPING:
                 raise
@@ -124,8 +128,7 @@ def feedback(matrix: Matrix, grid: Grid, moments: Matrix, *, damping: float, thr
         matrix: the weights, float32 [rows, cols].
         grid: a fit of it; its codes are replaced.
         moments: H, float32 [cols, cols].
-        damping: share of H's mean diagonal that is added to the diagonal, the more, the fewer inputs
-            were seen.
+        damping: see :func:`damped`; the more, the fewer inputs were seen.
         threads: 0 for one per core.
     """
     order, upper, _ = factored(moments, damping, np.argsort(-np.diag(moments), kind="stable"))

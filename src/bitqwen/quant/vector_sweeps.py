@@ -51,6 +51,10 @@ class Vectors:
         )
         return cls(tensor_type, codebook, codes, scales)
 
+    def rows(self, part: slice) -> Vectors:
+        """Some of its rows, which are changed with these."""
+        return Vectors(self.tensor_type, self.codebook, self.codes[part], self.scales[part])
+
     def in_pairs(self) -> Matrix:
         """What it stands for, its columns pair by pair as :func:`pair_columns` says: float32 [rows, cols]."""
         points = self.codebook.astype(np.float32)
