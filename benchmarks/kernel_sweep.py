@@ -2,14 +2,20 @@
 
 Both read the same weights from memory: generated kernels as triples in tables (1.75 bits a weight, scales
 included), built-in ones as codes of two bits (2.06). They take turns, the best of the rounds counts, and the
-making of the tables is part of a product. Writes a plot (pip install matplotlib):
+making of the tables is part of a product. Saves the results and draws them (pip install matplotlib) as
+docs/kernels.md shows them:
 
-    python benchmarks/kernel_sweep.py --svg docs/images/kernel_sweep.svg --save kernel_sweep.json
+    python benchmarks/kernel_sweep.py --save benchmarks/results/kernel_sweep.json \
+        --svg docs/images/kernel_sweep.svg
+
+`--draw FILE.json` measures nothing and does the same with saved results.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +65,37 @@ def sweep(threads: int, rounds: int) -> dict[str, Any]:
             points.append(
                 {"rows": shape.rows, "cols": shape.cols, "batch": batch, "seconds": best, "bytes": size}
             )
-            ratio = best["multiply-add"] / best["look-up"]
-            share = {side: size[side] / best[side] / 1e9 for side in best}
-            print(
-                f"K {shape.cols:6} batch {batch}: look-up {best['look-up'] * 1e6:7.0f} us "
-                f"({share['look-up']:4.1f} GB/s), multiply-add {best['multiply-add'] * 1e6:7.0f} us "
-                f"({share['multiply-add']:4.1f} GB/s): {ratio:.2f} times as fast"
-            )
-    print(f"read bandwidth {bandwidth / 1e9:.1f} GB/s with {threads} threads, {_native.isa_name()}")
+            print(line(points[-1]), flush=True)
     return {"threads": threads, "isa": _native.isa_name(), "bandwidth": bandwidth, "points": points}
 
 
-def plot(result: dict[str, Any], path: Path) -> None:
+def line(point: Mapping[str, Any]) -> str:
+    """One width and batch in words."""
+    sides = ("look-up", "multiply-add")
+    seconds, size = point["seconds"], point["bytes"]
+    each = (f"{s} {seconds[s] * 1e6:7.0f} us ({size[s] / seconds[s] / 1e9:4.1f} GB/s)" for s in sides)
+    ratio = seconds["multiply-add"] / seconds["look-up"]
+    return f"K {point['cols']:6} batch {point['batch']}: {', '.join(each)}: {ratio:.2f} times as fast"
+
+
+def table(result: Mapping[str, Any]) -> list[str]:
+    """Markdown: how many times as fast look-ups are, and what both read in a second for one token."""
+    lines = ["| K | 1 token | 2 tokens | 4 tokens | 8 tokens | look-up, 1 token | multiply-add, 1 token |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for cols in COLUMNS:
+        points = {point["batch"]: point for point in result["points"] if point["cols"] == cols}
+        cells = [f"{cols:,}"]
+        for batch in BATCHES:
+            seconds = points[batch]["seconds"]
+            cells.append(f"{seconds['multiply-add'] / seconds['look-up']:.2f}")
+        for side in ("look-up", "multiply-add"):
+            rate = points[1]["bytes"][side] / points[1]["seconds"][side]
+            cells.append(f"{rate / 1e9:.1f} GB/s, {rate / result['bandwidth']:.0%}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def plot(result: Mapping[str, Any], path: Path) -> None:
     """Two panels: how many times as fast look-ups are, and what share of the bandwidth each side uses."""
     import matplotlib as mpl
 
@@ -115,12 +140,21 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=_native.available_cores())
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--svg", type=Path, help="the plot to write")
-    parser.add_argument("--save", type=Path, help="results as JSON")
+    parser.add_argument("--svg", type=Path, metavar="FILE.svg", help="the plot to write")
+    parser.add_argument("--save", type=Path, metavar="FILE.json", help="results as JSON")
+    parser.add_argument("--draw", type=Path, metavar="FILE.json", help="results saved before")
     given = parser.parse_args()
-    print(machine.describe())
-    result = sweep(given.threads, given.rounds)
-    if given.save:
+    if given.draw:
+        saved = json.loads(given.draw.read_text(encoding="utf-8"))
+        facts, result = saved["machine"], saved["results"]
+    else:
+        facts, result = machine.describe(), sweep(given.threads, given.rounds)
+    print("\n".join(f"{name}: {value}" for name, value in facts.items()))
+    print(
+        f"read bandwidth {result['bandwidth'] / 1e9:.1f} GB/s, {result['threads']} threads, {result['isa']}"
+    )
+    print("\n".join(table(result)))
+    if given.save and not given.draw:
         machine.save(given.save, "kernel_sweep", result)
     if given.svg:
         plot(result, given.svg)

@@ -1,14 +1,14 @@
 """What a size buys: llama.cpp's types, and the best file of ours that is no larger than each of them.
 
 Both sides start from the same neutral source (`neutral_source.py`), with the embedding stored once, and from
-the same calibration text: llama-quantize gets its importance matrix, and so do our files by the recipe fit;
-other recipes take second moments of inputs of more of that text. Divergence is from the neutral source, on
-texts that calibration never saw; files of types that only llama.cpp reads are run by llama.cpp. Every row is
-saved when it is measured, and a run goes on where another one stopped; what all files need (sensitivities,
-moments, matrices that two files store alike) is made once.
+the same calibration text: llama-quantize gets its importance matrix, and our recipe the second moments of the
+same inputs. Divergence is from the neutral source, on texts that calibration never saw, and all files run in
+our engine: those of types that it does not read as the same weights in f16. Every row is saved when it is
+measured, and a run goes on where another one stopped; what all files need (sensitivities, moments, matrices
+that two files store alike) is made once.
 
     python benchmarks/quality.py LLAMA_QUANTIZE [SOURCE] [--work FOLDER] [--types Q2_K,Q4_K_M] [--save FILE]
-        [--side llama.cpp|bitqwen|both] [--tokens 8192] [--recipe fit] [--chunks 6]
+        [--side llama.cpp|bitqwen|both] [--tokens 16384] [--recipe fit+gptq+descent+distil] [--chunks 6]
         [--text NAME=PATH ...] [--keep]
     python benchmarks/quality.py --show FILE
 """
@@ -20,35 +20,34 @@ import json
 import math
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
-import llama_cpp
+import kept_moments
 import machine
 import neutral_source
 import numpy as np
 import numpy.typing as npt
+from kept_moments import KeptMoments, MomentsEncoder
+from measured import measured
 
-from bitqwen.calibrate import Budgets, Calibration, imatrix, kept_moments
-from bitqwen.calibrate.calibration import CHUNK
-from bitqwen.calibrate.kept_moments import KeptMoments, MomentsEncoder
+from bitqwen.calibrate import Budgets, Calibration, self_written
+from bitqwen.calibrate.distillation import distil
 from bitqwen.calibrate.sensitivity import Sensitivity, sensitivities
 from bitqwen.checkpoints import Checkpoint, open_checkpoint
 from bitqwen.convert import convert
-from bitqwen.engine import Model
-from bitqwen.errors import BitqwenError, ModelFileError
+from bitqwen.convert.calibration import Quantizer
+from bitqwen.errors import ModelFileError
 from bitqwen.files import atomic_file
 from bitqwen.gguf import TensorType
-from bitqwen.measure.evaluation import TextResult, evaluate
-from bitqwen.measure.passages import ScoringModel
 from bitqwen.measure.reference import ReferenceFile
 from bitqwen.measure.runner import measure_texts
 from bitqwen.models.qwen2 import Qwen2Config
 from bitqwen.models.registry import config_from_hf
-from bitqwen.quant import Encoded, Recipe, Statistics, TensorPlan, quantize
+from bitqwen.quant import DEFAULT_RECIPE, Encoded, Recipe, TensorPlan
+from bitqwen.quant.recipe import DISTIL
 from bitqwen.texts import load_texts, packaged_names
 
 # What our file's KL divergence should be at most, as a share of theirs.
@@ -61,83 +60,16 @@ WANTED = {
     "Q3_K_M": 0.70,
     "Q4_K_M": 0.80,
 }
-_SENSITIVITY_TOKENS = 2048  # also those of the importance matrix
-
-Encode = Callable[[str, TensorPlan], Encoded]
-
-
-class LlamaModel:
-    """A file in llama.cpp, as far as measuring needs it."""
-
-    def __init__(self, path: Path, context: int) -> None:
-        self._model = llama_cpp.Llama(
-            str(path), n_ctx=context, n_batch=context, logits_all=True, verbose=False, n_threads=2
-        )
-        self.vocab_size = self._model.n_vocab()
-
-    def session(self) -> LlamaModel:
-        """A new, empty sequence; the one before ends."""
-        self._model.reset()
-        return self
-
-    def feed(
-        self, ids: Sequence[int], *, logits: Literal["last", "all", "none"] = "last"
-    ) -> npt.NDArray[np.float32] | None:
-        """Appends ids and returns logits after them."""
-        begin = self._model.n_tokens
-        if ids:
-            self._model.eval(ids)
-        rows: npt.NDArray[np.float32] = self._model.scores[begin : begin + len(ids)]
-        return None if logits == "none" else rows if logits == "all" else rows[-1:]
-
-    def close(self) -> None:
-        """Nothing is kept."""
-
-
-def opened(path: Path, context: int) -> tuple[ScoringModel, str]:
-    """A model in our engine, or in llama.cpp if it has types that only that reads."""
-    try:
-        return Model.open(path, context=context), "bitqwen"
-    except BitqwenError:
-        return LlamaModel(path, context), "llama.cpp"
-
-
-def measured(path: Path, saved: ReferenceFile, chunks: int | None = None) -> dict[str, Any]:
-    """Bytes, and per text divergence with its 95 % interval, agreement and perplexity."""
-    passages = [replace(each, chunks=each.chunks[:chunks]) for each in saved.passages()]
-    model, engine = opened(path, passages[0].context)
-    started = time.perf_counter()
-    texts = {result.name: row(result) for result in evaluate(model, passages, saved)}
-    return {
-        "bytes": path.stat().st_size,
-        "engine": engine,
-        "texts": texts,
-        "seconds": time.perf_counter() - started,
-    }
-
-
-def row(result: TextResult) -> dict[str, float]:
-    """The figures of one text."""
-    found = result.divergence
-    assert found is not None
-    return {
-        "kl": found.kl.value,
-        "low": found.kl.low,
-        "high": found.kl.high,
-        "median": found.percentiles[50],
-        "same_top": found.same_top.value,
-        "perplexity": result.perplexity.value,
-        "perplexity_ratio": found.perplexity_ratio,
-        "tokens": found.tokens,
-    }
+_SENSITIVITY_TOKENS = 2048
 
 
 class Library:
     """Matrices as they have been quantised: files that store one alike share the work. For `convert`."""
 
-    def __init__(self, encode: Encode, settings: dict[str, str], folder: Path) -> None:
-        self.settings = settings  # what files say of it
-        self._encode, self._folder = encode, folder
+    def __init__(self, comparison: Comparison, folder: Path) -> None:
+        self._encoder, self._folder, self._comparison = comparison.encoder, folder, comparison
+        self.settings = self._encoder.settings  # what files say of it
+        self.draft: Path | None = None
         self._plans: Mapping[str, TensorPlan] = {}
         self.lost_outputs: dict[str, float] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,12 +85,27 @@ class Library:
     ) -> Library:
         """Begins a file."""
         self._plans = plans
+        self.draft = output.with_suffix(".draft") if Recipe.parse(self._comparison.recipe).distil else None
         return self
 
     def layer(self, layer: int) -> dict[str, Encoded]:
         """The matrices of a layer."""
         prefix = f"model.layers.{layer}."
         return {name: self._get(name, plan) for name, plan in self._plans.items() if name.startswith(prefix)}
+
+    def head(self) -> Quantizer:
+        """Rows of the head; they are not kept."""
+        return self._encoder.head()
+
+    def refine(self, output: Path, progress: Callable[[str], None]) -> None:
+        """Distils the complete draft."""
+        assert self.draft is not None
+        comparison = self._comparison
+        rounds = Recipe.parse(comparison.recipe).distil
+        losses = distil(
+            comparison.checkpoint, comparison.config, self.draft, output, comparison.ids, rounds=rounds
+        )
+        print(f"{output.name}, divergence by step: {' '.join(f'{each:.3f}' for each in losses)}", flush=True)
 
     def finish(self) -> None:
         """Everything stays for the next file."""
@@ -169,29 +116,13 @@ class Library:
             with np.load(path, allow_pickle=False) as kept:
                 codebook = kept["codebook"] if "codebook" in kept.files else None
                 return Encoded(kept["data"], *kept["sums"].tolist(), codebook)
-        found = self._encode(name, plan)
+        found = self._encoder.encode(name, plan)
         arrays = {"data": found.data, "sums": np.array([found.error, found.energy])}
         if found.codebook is not None:
             arrays["codebook"] = found.codebook
         with atomic_file(path) as file:
             np.savez(file, **arrays)
         return found
-
-
-class FitEncoder:
-    """Matrices fitted with the importance of their inputs, as `--calibration imatrix.gguf` does."""
-
-    settings: ClassVar = {"calibration": "imatrix", "recipe": "fit"}
-
-    def __init__(self, checkpoint: Checkpoint, sensitivity: Mapping[str, Sensitivity]) -> None:
-        self._checkpoint, self._sensitivity = checkpoint, sensitivity
-
-    def encode(self, name: str, plan: TensorPlan) -> Encoded:
-        """One matrix."""
-        statistics = Statistics(self._sensitivity[name].importance)
-        return quantize(
-            self._checkpoint.read(name), plan.tensor_type, method=plan.method, statistics=statistics
-        )
 
 
 class Comparison:
@@ -203,7 +134,7 @@ class Comparison:
         self.keep: bool = options.keep
         self.chunks: int = options.chunks
         self.recipe: str = options.recipe
-        self.neutral, self.importance = self.work / "neutral.gguf", self.work / "imatrix.gguf"
+        self.neutral = self.work / "neutral.gguf"
         self.work.mkdir(parents=True, exist_ok=True)
         if not self.neutral.exists():
             neutral_source.write(options.source, self.neutral, tensor_type=TensorType.F16, seed=0)
@@ -215,12 +146,6 @@ class Comparison:
             texts = load_texts(options.text or packaged_names())
             measure_texts(self.neutral, texts, save=saved, chunks=options.chunks)
         self.saved = ReferenceFile(saved)
-        if not self.importance.exists():
-            names = {spec.hf_name: spec.gguf_name for spec in self.config.tensors()}
-            found = {
-                names[name]: each.importance for name, each in self.sensitivity.items() if ".layers." in name
-            }
-            imatrix.save(self.importance, found, tokens=_SENSITIVITY_TOKENS, chunk=CHUNK)
 
     @cached_property
     def sensitivity(self) -> dict[str, Sensitivity]:
@@ -256,18 +181,54 @@ class Comparison:
         )
 
     @cached_property
-    def encoder(self) -> MomentsEncoder | FitEncoder:
-        """How our matrices are quantised."""
-        recipe = Recipe.parse(self.recipe)
-        if not recipe.needs_moments:
-            return FitEncoder(self.checkpoint, self.sensitivity)
+    def ids(self) -> npt.NDArray[np.int64]:
+        """The calibration text, int64 [chunks, chunk]: half is shipped, half the model writes itself."""
+        path = self.work / "text.npy"
+        if not path.exists():
+            calibration = self_written.with_own_text(
+                Calibration(tokens=self.tokens), str(self.neutral), folder=self.work, shipped=True
+            )
+            with atomic_file(path) as file:
+                np.save(file, calibration.ids(self.checkpoint))
+        ids: npt.NDArray[np.int64] = np.load(path, allow_pickle=False)
+        return ids
+
+    @cached_property
+    def moments(self) -> KeptMoments:
+        """What matrices see in the source."""
         try:
-            kept = KeptMoments(self.work / "moments")
+            return KeptMoments(self.work / "moments")
         except ModelFileError:
-            ids = Calibration(tokens=self.tokens).ids(self.checkpoint)
-            kept = kept_moments.measure(self.checkpoint, self.config, ids, self.work / "moments")
+            return kept_moments.measure(self.checkpoint, self.config, self.ids, self.work / "moments")
+
+    @cached_property
+    def importance(self) -> Path:
+        """The same as an importance matrix, for llama-quantize."""
+        path = self.work / "imatrix.gguf"
+        if not path.exists():
+            self.moments.save_importance(path, self.config)
+        return path
+
+    @cached_property
+    def encoder(self) -> MomentsEncoder:
+        """How our matrices are quantised."""
         first_weights = {name: each.first_weight for name, each in self.sensitivity.items()}
-        return MomentsEncoder(self.checkpoint, {}, kept, recipe, first_weights=first_weights)
+        return MomentsEncoder(self.checkpoint, self.moments, Recipe.parse(self.recipe), first_weights)
+
+    def calibration(self) -> Calibration | Library:
+        """How a file is quantised: where later matrices make up for earlier errors, layer by layer anew."""
+        if not Recipe.parse(self.recipe).propagate:
+            recipe = "-".join(part for part in self.recipe.split("+") if not part.startswith(DISTIL))
+            return Library(self, self.work / f"matrices-{recipe}")
+        weights = {name: each.first_weight for name, each in self.sensitivity.items()}
+        return Calibration(
+            recipe=self.recipe,
+            tokens=self.ids.size,
+            resume=True,
+            token_ids=self.ids,
+            origin="shipped and self-written",
+            first_weights=weights,
+        )
 
     def peer(self, name: str) -> dict[str, Any]:
         """llama.cpp's file of a type, measured."""
@@ -283,19 +244,14 @@ class Comparison:
 
     def ours(self, nbytes: int, file: str) -> dict[str, Any]:
         """Our file of at most as many bytes, measured."""
-        path = self.work / f"bitqwen-{file}.gguf"
+        path = self.work / f"bitqwen-{file}-{self.recipe.replace('+', '-')}.gguf"
         started = time.perf_counter()
         found = self.budgets.fit(nbytes)
         choosing = time.perf_counter() - started  # of types; once for all files of a run
-        library = Library(
-            self.encoder.encode,
-            self.encoder.settings,
-            self.work / f"matrices-{self.recipe.replace('+', '-')}",
-        )
         seconds = None
         if not path.exists():
-            settings = {"plans": found.plans, "importance": found.importance, "calibration": library}
-            seconds = timed(lambda: convert(self.neutral, path, **settings))
+            calibration = self.calibration()
+            seconds = timed(lambda: convert(self.neutral, path, plans=found.plans, calibration=calibration))
         if path.stat().st_size > nbytes:
             raise SystemExit(f"{path}: {path.stat().st_size:,} bytes; {nbytes:,} were allowed")
         weights: dict[str, int] = {}
@@ -314,7 +270,8 @@ class Comparison:
 
     def row(self, path: Path, seconds: float | None) -> dict[str, Any]:
         """A file's figures; it goes unless it is to be kept."""
-        found = {**measured(path, self.saved, self.chunks), "quantising_seconds": seconds}
+        found = measured(path, self.saved, self.chunks, self.llama_quantize)
+        found["quantising_seconds"] = seconds
         if not self.keep:
             path.unlink()
         return found
@@ -362,8 +319,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("quality"), help="a folder for files")
     parser.add_argument("--types", default=",".join(WANTED))
     parser.add_argument("--side", choices=("both", "llama.cpp", "bitqwen"), default="both")
-    parser.add_argument("--tokens", type=int, default=8192)
-    parser.add_argument("--recipe", default="fit")
+    parser.add_argument("--tokens", type=int, default=16384, help="of the calibration text")
+    parser.add_argument("--recipe", default=DEFAULT_RECIPE)
     parser.add_argument("--chunks", type=int, default=6)
     parser.add_argument("--text", action="append", metavar="NAME=PATH")
     parser.add_argument("--save", type=Path, default=Path("quality.json"))
@@ -379,13 +336,14 @@ def main() -> None:
     if options.save.exists():
         results = json.loads(options.save.read_text(encoding="utf-8"))["results"]
     comparison = Comparison(options)
+    ours = f"bitqwen, {options.recipe}"  # one document may hold several recipes
     for name in options.types.split(","):
         both = results["files"].setdefault(name, {})
         if "llama.cpp" not in both and options.side != "bitqwen":
             both["llama.cpp"] = comparison.peer(name)
             machine.save(options.save, "quality", results)
-        if "bitqwen" not in both and options.side != "llama.cpp":
-            both["bitqwen"] = comparison.ours(both["llama.cpp"]["bytes"], name)
+        if ours not in both and options.side != "llama.cpp":
+            both[ours] = comparison.ours(both["llama.cpp"]["bytes"], name)
             results["sensitivity"] = {matrix: each.nats for matrix, each in comparison.sensitivity.items()}
             machine.save(options.save, "quality", results)
     show(json.loads(options.save.read_text(encoding="utf-8")))

@@ -31,8 +31,9 @@ KINDS = {
 
 
 def by_bytes(axes: Axes, results: dict[str, Any], text: str) -> None:
-    """Both sides' KL divergence over bytes, on one text."""
-    for style, side in zip(plots.STYLES, ("llama.cpp", "bitqwen"), strict=False):
+    """Each side's KL divergence over bytes, on one text."""
+    sides = dict.fromkeys(side for both in results.values() for side in both)
+    for style, side in zip(plots.STYLES, sides, strict=False):
         named = {name: both[side] for name, both in results.items() if side in both}
         rows = sorted(named.items(), key=lambda item: int(item[1]["bytes"]))
         values = [row["texts"][text] for _, row in rows]

@@ -81,6 +81,7 @@ class FirstLayers:
     """A calibration for ``convert`` that quantises the first layers in one of the ways."""
 
     settings: Mapping[str, str] = {}
+    draft = None
 
     def __init__(self, way: str, layers: int, swept: Mapping[str, Encoded], importance: Mapping[str, Array]):
         self.way, self.layers, self.swept, self.importance = way, layers, swept, importance
@@ -109,6 +110,12 @@ class FirstLayers:
             return Encoded(llama_quantiser()(matrix, plan.tensor_type, self.importance[name]), 0.0, 1.0)
         statistics = Statistics(self.importance[name]) if self.way == "fit" else None
         return quantize(matrix, plan.tensor_type, method=plan.method, statistics=statistics)
+
+    def head(self) -> None:
+        """The head is left to the plan."""
+
+    def refine(self, output: Path, progress: Callable[[str], None]) -> None:
+        """Nothing to do: there is no draft."""
 
     def finish(self) -> None:
         """Nothing is kept."""

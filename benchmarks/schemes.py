@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
-from quality import measured
+from measured import measured
 
 from bitqwen.checkpoints import open_checkpoint
 from bitqwen.convert import convert

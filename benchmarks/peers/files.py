@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from bitqwen.checkpoints import open_checkpoint
 from bitqwen.convert import convert
 
 from . import filled
@@ -46,13 +47,13 @@ class Maker:
             filled.small_source(source, self.folder / SMALL)
         ours = self.folder / contest.ours
         if not ours.exists() and contest.scheme:
-            head = contest.head
+            stored_head = "lm_head.weight" in open_checkpoint(str(source)).shapes()
             convert(
                 str(source),
                 ours,
                 scheme=contest.scheme,
-                embedding=head,
-                head=head,
+                embedding=contest.head,
+                head=contest.head if stored_head else None,
                 force=True,
                 threads=self.threads,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -36,6 +37,14 @@ def test_the_table_over_half_precision(script):
     assert "\n".join(rows) in page
 
 
+def test_types_of_our_own_beside_their_peers(script):
+    script("vs_peers")  # its folder holds the package that draws the table
+    table = importlib.import_module("peers.table")
+    shown = table.markdown(table.load(ROOT / "benchmarks/results/2026-11-30-peers.json"))
+    assert shown.count("|\n") > 20
+    assert shown.strip() in (ROOT / "docs/benchmarking.md").read_text(encoding="utf-8")
+
+
 def test_rows_of_the_community_table(script):
     rows = script("community").rows(tables.read(OVER_F16))
     page = (ROOT / "docs/community-benchmarks.md").read_text(encoding="utf-8")
@@ -43,8 +52,43 @@ def test_rows_of_the_community_table(script):
     assert "\n".join(rows) in page
 
 
+def test_quality_beside_llama_cpp(script, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "machine", raising=False)
+    path = ROOT / "benchmarks/results/2026-11-29-quality.json"
+    script("quality").show(json.loads(path.read_text(encoding="utf-8")))
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(rows) > 15
+    assert "\n".join(rows) in (ROOT / "docs/quality.md").read_text(encoding="utf-8")
+
+
+def test_what_each_step_is_worth(script, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "machine", raising=False)
+    path = ROOT / "benchmarks/results/2026-11-29-recipe-steps.json"
+    script("recipe_steps").show(json.loads(path.read_text(encoding="utf-8"))["results"])
+    assert capsys.readouterr().out.strip() in (ROOT / "docs/quality.md").read_text(encoding="utf-8")
+
+
+def test_files_on_humaneval(script, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "machine", raising=False)
+    path = ROOT / "benchmarks/results/2026-11-29-humaneval.json"
+    script("humaneval").show(json.loads(path.read_text(encoding="utf-8")))
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(rows) > 4
+    assert "\n".join(rows) in (ROOT / "docs/quality.md").read_text(encoding="utf-8")
+
+
 def test_every_picture_is_shown():
     page = (ROOT / "docs/benchmarking.md").read_text(encoding="utf-8")
     for name in set(plots.PANELS) - {"quality"}:  # quality.md has its own
         assert f"](images/{name}.svg)" in page
         assert (ROOT / f"docs/images/{name}.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_look_up_or_multiply_add(script, monkeypatch):
+    monkeypatch.delitem(sys.modules, "machine", raising=False)
+    saved = json.loads((ROOT / "benchmarks/results/kernel_sweep.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs/kernels.md").read_text(encoding="utf-8")
+    assert "\n".join(script("kernel_sweep").table(saved["results"])) in page
+    assert saved["machine"]["date"] in page
+    assert "](images/kernel_sweep.svg)" in page
+    assert (ROOT / "docs/images/kernel_sweep.svg").read_text(encoding="utf-8").startswith("<?xml")

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bitqwen.gguf import GGUFFile
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TEXT = "The count of words in this text is small, and yet each of them is read once by the model.\n" * 400
 
@@ -15,14 +17,14 @@ TEXT = "The count of words in this text is small, and yet each of them is read o
 @pytest.fixture(scope="module")
 def scripts():
     """The scripts import each other, as they do when one of them is run."""
-    pytest.importorskip("llama_cpp")
     pytest.importorskip("matplotlib")
     sys.path.insert(0, str(BENCHMARKS))
     import quality
     import quality_plots
+    import recipe_steps
     import schemes
 
-    yield argparse.Namespace(quality=quality, plots=quality_plots, schemes=schemes)
+    yield argparse.Namespace(quality=quality, plots=quality_plots, schemes=schemes, recipe_steps=recipe_steps)
     sys.path.remove(str(BENCHMARKS))
 
 
@@ -73,11 +75,28 @@ def test_matrices_that_two_files_store_alike_are_made_once(comparison, rows):
 def test_what_was_kept_makes_the_same_file(comparison, rows):
     """Its matrices come from the library this time."""
     size = comparison.neutral.stat().st_size
-    path = comparison.work / "bitqwen-large.gguf"
+    path = comparison.work / "bitqwen-large-fit-gptq.gguf"
     before = path.read_bytes()
     path.unlink()
     assert comparison.ours(int(size * 0.42), "large")["texts"] == rows[0]["texts"]
     assert path.read_bytes() == before
+
+
+def test_a_distilled_file_has_other_norms_and_its_matrices_from_the_library(comparison, rows, monkeypatch):
+    kept = {path.name for path in (comparison.work / "matrices-fit-gptq").glob("*.npz")}
+    monkeypatch.setattr(comparison, "recipe", "fit+gptq+distil")
+    size = comparison.neutral.stat().st_size
+    row = comparison.ours(int(size * 0.42), "large")
+    assert {path.name for path in (comparison.work / "matrices-fit-gptq").glob("*.npz")} == kept
+    assert row["bytes"] == rows[0]["bytes"]
+    assert row["types"] == rows[0]["types"]
+    swept, distilled = (
+        GGUFFile(comparison.work / f"bitqwen-large-{recipe}.gguf")
+        for recipe in ("fit-gptq", "fit-gptq-distil")
+    )
+    assert np.array_equal(swept.raw("token_embd.weight"), distilled.raw("token_embd.weight"))
+    for name in ("output_norm.weight", "blk.0.attn_norm.weight", "blk.1.attn_k.bias"):
+        assert not np.array_equal(swept.raw(name), distilled.raw(name))
 
 
 @pytest.fixture
@@ -116,6 +135,23 @@ def test_pictures_are_the_same_bytes_each_time(scripts, document, tmp_path, monk
         assert word in drawn[0]["quality_by_bytes.svg"]
     for kind in scripts.plots.KINDS:
         assert f">{kind}<".encode() in drawn[0]["sensitivity.svg"]
+
+
+def test_each_step_of_a_recipe_leaves_less(scripts, comparison, tmp_path, monkeypatch, capsys):
+    comparison.moments  # noqa: B018  # are kept in the folder
+    save = tmp_path / "steps.json"
+    command = ["recipe_steps", str(comparison.work), "--layers", "1", "--type", "V2_5", "--chunks", "1"]
+    monkeypatch.setattr(sys, "argv", [*command, "--save", str(save)])
+    scripts.recipe_steps.main()
+    found = json.loads(save.read_text())["results"]["matrices"]
+    assert len(found) == 8  # a layer's, and the head
+    for name, each in found.items():
+        shares = [recipe["lost"] for recipe in each.values()]
+        assert 0 < shares[0] < 0.5, name
+        assert min(shares) > 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("| model.embed_tokens |")
+    assert lines[-1].count("|") == lines[-10].count("|") == len(scripts.recipe_steps.RECIPES) + 2
 
 
 def test_schemes_are_measured_once_and_written_as_the_package_reads_them(
