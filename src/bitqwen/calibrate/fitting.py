@@ -77,6 +77,7 @@ class Budgets:
 
     Attributes:
         sensitivity: of every matrix, by its Hugging Face name.
+        options: ways to store each matrix, by the same names.
     """
 
     def __init__(
@@ -125,12 +126,12 @@ class Budgets:
             and calibration.importance is None
             and Recipe.parse(calibration.recipe).needs_moments
         )
-        self._options: dict[str, list[Option]] = {}
+        self.options: dict[str, list[Option]] = {}
         for place, (name, job) in enumerate(matrices.items()):
             if progress:
                 progress("types", place, len(matrices))
             looked_up = job.spec.role == "embedding" and not tied
-            self._options[name] = _options(
+            self.options[name] = _options(
                 checkpoint,
                 job.source,
                 job.spec.shape,
@@ -140,19 +141,23 @@ class Budgets:
                 threads,
             )
 
+    def room(self, budget: int) -> int:
+        """The bytes that a file of a size has for matrices."""
+        return budget - self._fixed - _SPARE
+
     def fit(self, budget: int) -> Fitting:
         """The types with which the model is best at a size of the whole file, in bytes.
 
         Raises:
             UsageError: nothing fits; says what the least is.
         """
-        room = budget - self._fixed - _SPARE
-        chosen = _allocate(self._options, room, budget)
+        room = self.room(budget)
+        chosen = _allocate(self.options, room, budget)
         neighbours: dict[int, float | None] = {}
         for factor in _NEIGHBOURS:
             other = int(budget * factor)
             try:
-                neighbours[other] = allocate(self._options, room + other - budget).loss
+                neighbours[other] = allocate(self.options, room + other - budget).loss
             except UsageError:
                 neighbours[other] = None
         return Fitting(
