@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bitqwen.models.qwen2 import Qwen2Config
 
-from .transformer import Matrix, Rotation, Weights, embed, layer_prefix, rms_norm
+from .transformer import Matrix, Rotation, Weights, embed, layer_prefix, rms_norm, softmax
 
 Array = npt.NDArray[np.float32]
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -136,9 +136,8 @@ def drawn_tokens(seed: int) -> LogitSlope:
     random = np.random.default_rng(seed)
 
     def slope(_: slice, logits: Matrix) -> Matrix:
-        chances = np.asarray(logits - logits.max(axis=1, keepdims=True), np.float32)
-        np.exp(chances, out=chances)
-        chances /= chances.sum(axis=1, keepdims=True)
+        chances = np.array(logits, np.float32)
+        softmax(chances)
         for row in chances:
             total = np.cumsum(row, dtype=np.float64)
             token = int(np.searchsorted(total, random.random() * total[-1]))
@@ -284,9 +283,7 @@ def _attention(
 
     def shares(q: Matrix, k: Matrix) -> Matrix:
         scores: Matrix = (q @ k.T) * scale + future
-        scores -= scores.max(axis=1, keepdims=True)
-        np.exp(scores, out=scores)
-        scores /= scores.sum(axis=1, keepdims=True)
+        softmax(scores)
         return scores
 
     def rotated(begin: int) -> tuple[Matrix, Matrix, Matrix]:

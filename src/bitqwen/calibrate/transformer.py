@@ -67,6 +67,13 @@ def mean_squares(x: Matrix) -> Matrix:
     return np.asarray(np.einsum("ij,ij->j", x, x) / np.float32(len(x)), np.float32)
 
 
+def softmax(rows: Matrix) -> None:
+    """Logits or scores [rows, values] become probabilities, in place."""
+    rows -= rows.max(axis=1, keepdims=True)
+    np.exp(rows, out=rows)
+    rows /= rows.sum(axis=1, keepdims=True)
+
+
 def run_layer(
     hidden: Matrix, chunk: int, layer: int, checkpoint: Weights, config: Qwen2Config, weigh: Weigh
 ) -> None:
@@ -163,8 +170,6 @@ def attention(query: Matrix, key: Matrix, value: Matrix, chunk: int, config: Qwe
         for head in range(config.heads):
             scores = q[head] @ k[head // group].T
             scores += future
-            scores -= scores.max(axis=1, keepdims=True)
-            np.exp(scores, out=scores)
-            scores /= scores.sum(axis=1, keepdims=True)
+            softmax(scores)
             out[rows, head * width : (head + 1) * width] = scores @ v[head // group]
     return out
