@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def barriers(monkeypatch):
 def program(folder, code=0):
     path = folder / "barrier_benchmark"
     lines = "\n".join(json.dumps(row) for row in LOOPS)
-    path.write_text(f"#!/bin/sh\ncat <<'END'\n{lines}\nEND\necho wrong >&2\nexit {code}\n")
+    output = f"printf '%s\\n' {shlex.quote(lines)}"  # no `cat`: PATH may lack it
+    path.write_text(f"#!/bin/sh\n{output}\necho wrong >&2\nexit {code}\n")
     path.chmod(0o755)
     return path
 
