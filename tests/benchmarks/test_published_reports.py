@@ -92,3 +92,14 @@ def test_look_up_or_multiply_add(script, monkeypatch):
     assert saved["machine"]["date"] in page
     assert "](images/kernel_sweep.svg)" in page
     assert (ROOT / "docs/images/kernel_sweep.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_what_rotations_were_measured_to_do():
+    path = ROOT / "benchmarks/results/2026-11-30-rotations.json"
+    results = json.loads(path.read_text(encoding="utf-8"))["results"]
+    page = (ROOT / "docs/quality.md").read_text(encoding="utf-8")
+    shares = (f"{kind.removesuffix('_proj')} {share:.2f}" for kind, share in results["kinds"].items())
+    assert ", ".join(shares) in page
+    before, turned = results["files"]["nothing"], results["files"]["everything"]
+    for text in before:
+        assert f"from {before[text]['kl']:.3f} to {turned[text]['kl']:.3f} in {text}" in page
