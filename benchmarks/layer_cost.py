@@ -1,8 +1,7 @@
 """What a calibrated conversion of a size would take: one layer of its real shape, measured, times its layers.
 
-The weights are random, of a checkpoint that is made up as it is read; time and memory do not depend on them.
-The tokens are as many as a conversion takes. Head and embedding (their rows cost what a layer's cost, by
-weights), distillation and the measurement of sensitivities are not in it.
+The weights are random, of a checkpoint that is made up as it is read, and the tokens as many as a conversion
+takes. Head and embedding, distillation and the measurement of sensitivities are not in it.
 
     python benchmarks/layer_cost.py SIZE [SIZE ...] [--type V3] [--tokens 16384] [--recipe fit+gptq+descent]
         [--save FILE]

@@ -277,6 +277,22 @@ class Comparison:
         return found
 
 
+def reopened(work: Path, *, recipe: str = "fit", tokens: int = 8192, chunks: int = 6) -> Comparison:
+    """The folder of a run, for other scripts: what is not in it yet is made."""
+    return Comparison(
+        argparse.Namespace(
+            work=work,
+            recipe=recipe,
+            tokens=tokens,
+            chunks=chunks,
+            llama_quantize=None,
+            keep=False,
+            text=None,
+            source="package:qwen2.5-coder-1.5b",
+        )
+    )
+
+
 def timed(run: Callable[[], object]) -> float:
     """Seconds that something takes."""
     started = time.perf_counter()

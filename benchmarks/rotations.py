@@ -23,7 +23,7 @@ import machine
 import numpy as np
 import numpy.typing as npt
 from measured import measured
-from quality import Comparison
+from quality import Comparison, reopened
 
 from bitqwen.calibrate.backward import head_name
 from bitqwen.calibrate.encoder import decoded, lost_share
@@ -145,9 +145,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192, help="of the calibration text")
     parser.add_argument("--chunks", type=int, default=6, help="of each held-out text")
     parser.add_argument("--save", type=Path)
-    parser.set_defaults(llama_quantize=None, keep=False, text=None, source="package:qwen2.5-coder-1.5b")
     options = parser.parse_args()
-    comparison = Comparison(options)
+    comparison = reopened(options.work, recipe=options.recipe, tokens=options.tokens, chunks=options.chunks)
     checkpoint, config = comparison.checkpoint, comparison.config
     layers = set(map(int, options.layers.split(","))) if options.layers else set(range(config.layers))
     if options.whole and len(layers) < config.layers:

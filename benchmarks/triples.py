@@ -18,7 +18,7 @@ from typing import Any
 import machine
 import numpy as np
 import numpy.typing as npt
-from quality import Comparison
+from quality import reopened
 
 from bitqwen.calibrate.moments import noise_weights
 from bitqwen.gguf import TensorType
@@ -80,11 +80,8 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="the working folder of quality.py")
     parser.add_argument("nbytes", type=int, nargs="*", default=[450_000_000, 480_000_000, 511_000_000])
     parser.add_argument("--save", type=Path)
-    parser.set_defaults(
-        llama_quantize=None, keep=False, text=None, source="", recipe="fit", tokens=8192, chunks=6
-    )
     options = parser.parse_args()
-    comparison = Comparison(options)
+    comparison = reopened(options.work)
     shapes = comparison.checkpoint.shapes()
     budgets = comparison.budgets
     triples: dict[str, list[Option]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -103,3 +104,14 @@ def test_what_rotations_were_measured_to_do():
     before, turned = results["files"]["nothing"], results["files"]["everything"]
     for text in before:
         assert f"from {before[text]['kl']:.3f} to {turned[text]['kl']:.3f} in {text}" in page
+
+
+def test_what_triples_were_estimated_to_give():
+    path = ROOT / "benchmarks/results/2026-11-30-triples.json"
+    results = json.loads(path.read_text(encoding="utf-8"))["results"]
+    page = (ROOT / "docs/quality.md").read_text(encoding="utf-8")
+    assert f"would lose {results['ratio']:.2f} times" in page
+    for nbytes in ("511000000", "450000000"):
+        size = results["sizes"][nbytes]
+        expected = f"{size['with_triples']:.3f} instead of {size['loss']:.3f}"
+        assert re.search(rf"{expected} (nats )?at {int(nbytes) // 10**6} MB", page)

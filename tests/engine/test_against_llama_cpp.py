@@ -24,9 +24,10 @@ def log_softmax(logits):
 def test_real_logits_are_llama_cpps_within_its_own_rounding(real_model):
     """llama.cpp rounds activations with one scale for 256 values, we with one for 32.
 
-    Against exact float32 arithmetic its mean KL divergence on this text is about 0.0017, ours 0.0004
-    (benchmarks/accuracy_vs_llama_cpp.py): what is between the two engines is mostly its rounding. At the
-    first token, which carries activations hundreds of times larger than any other, it is far off.
+    Against exact float32 arithmetic its mean KL divergence on this text was about 0.0017, ours 0.0004
+    (benchmarks/accuracy_vs_llama_cpp.py measures it on others): what is between the two engines is mostly its
+    rounding. At the first token, which carries activations hundreds of times larger than any other, it is
+    far off.
     """
     llama = llama_cpp.Llama(str(real_model), n_ctx=640, n_batch=512, logits_all=True, verbose=False)
     ids = llama.tokenize(inspect.getsource(textwrap).encode(), add_bos=False)[:512]
