@@ -1,14 +1,10 @@
 from __future__ import annotations
 
-import importlib
 import json
 import shlex
-import sys
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LOOPS = [
     {"threads": 1, "cores": 2, "work_us": 250.0, "joined_us": [0.01, 0.01], "working_us": [0.5, 3.0]},
     {"threads": 8, "cores": 2, "work_us": 250.0, "working_us": [2.0, 10.0], "woken_us": [7.0, 15.0]},
@@ -16,15 +12,8 @@ LOOPS = [
 
 
 @pytest.fixture
-def barriers(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    names = ("barriers", "machine")
-    before = {name: sys.modules.pop(name, None) for name in names}
-    yield importlib.import_module("barriers")
-    for name in names:
-        sys.modules.pop(name, None)
-        if before[name] is not None:
-            sys.modules[name] = before[name]
+def barriers(script):
+    return script("barriers")
 
 
 def program(folder, code=0):

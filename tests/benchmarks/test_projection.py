@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,10 +10,8 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture
-def projection(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield importlib.import_module("projection")
-    sys.modules.pop("projection", None)
+def projection(script):
+    return script("projection")
 
 
 def operation(name, seconds, barriers, calls=1):

@@ -5,29 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import sys
 from pathlib import Path
-
-import pytest
 
 from bitqwen.measure.bench import plots, tables
 
 ROOT = Path(__file__).parents[2]
 OVER_F16 = ROOT / "benchmarks/results/2026-11-25-over-f16.json"
-
-
-@pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    names = []
-
-    def load(name):
-        names.append(name)
-        return importlib.import_module(name)
-
-    yield load
-    for name in names:
-        sys.modules.pop(name, None)
 
 
 def test_the_table_over_half_precision(script):
@@ -53,8 +36,7 @@ def test_rows_of_the_community_table(script):
     assert "\n".join(rows) in page
 
 
-def test_quality_beside_llama_cpp(script, monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "machine", raising=False)
+def test_quality_beside_llama_cpp(script, capsys):
     path = ROOT / "benchmarks/results/2026-11-29-quality.json"
     script("quality").show(json.loads(path.read_text(encoding="utf-8")))
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
@@ -62,15 +44,13 @@ def test_quality_beside_llama_cpp(script, monkeypatch, capsys):
     assert "\n".join(rows) in (ROOT / "docs/quality.md").read_text(encoding="utf-8")
 
 
-def test_what_each_step_is_worth(script, monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "machine", raising=False)
+def test_what_each_step_is_worth(script, capsys):
     path = ROOT / "benchmarks/results/2026-11-29-recipe-steps.json"
     script("recipe_steps").show(json.loads(path.read_text(encoding="utf-8"))["results"])
     assert capsys.readouterr().out.strip() in (ROOT / "docs/quality.md").read_text(encoding="utf-8")
 
 
-def test_files_on_humaneval(script, monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "machine", raising=False)
+def test_files_on_humaneval(script, capsys):
     path = ROOT / "benchmarks/results/2026-11-29-humaneval.json"
     script("humaneval").show(json.loads(path.read_text(encoding="utf-8")))
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
@@ -85,8 +65,7 @@ def test_every_picture_is_shown():
         assert (ROOT / f"docs/images/{name}.svg").read_text(encoding="utf-8").startswith("<?xml")
 
 
-def test_look_up_or_multiply_add(script, monkeypatch):
-    monkeypatch.delitem(sys.modules, "machine", raising=False)
+def test_look_up_or_multiply_add(script):
     saved = json.loads((ROOT / "benchmarks/results/kernel_sweep.json").read_text(encoding="utf-8"))
     page = (ROOT / "docs/kernels.md").read_text(encoding="utf-8")
     assert "\n".join(script("kernel_sweep").table(saved["results"])) in page

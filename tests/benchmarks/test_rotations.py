@@ -1,25 +1,10 @@
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from bitqwen.gguf import TensorType
 from bitqwen.quant import TensorPlan
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-SCRIPTS = ("rotations", "triples", "quality", "kept_moments", "measured", "neutral_source", "machine")
-
-
-@pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield importlib.import_module
-    for name in SCRIPTS:
-        sys.modules.pop(name, None)
 
 
 def test_products_of_turned_weights_and_inputs_are_the_same(script):
