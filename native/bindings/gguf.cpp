@@ -14,6 +14,8 @@
 #include "gguf/codebook.h"
 #include "gguf/dequantize.h"
 #include "gguf/reader.h"
+#include "gguf/rotation.h"
+#include "ops/ops.h"
 #include "threads/pool.h"
 
 #if defined(__linux__)
@@ -89,6 +91,8 @@ const TensorInfo& tensor_named(const File& file, std::string_view name) {
 
 using Floats = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 using Points = nb::ndarray<const int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Signs = nb::ndarray<const int8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 // A large array that is written once and soon freed costs more for its pages, if they are small, than for
@@ -116,18 +120,38 @@ Floats new_floats(int64_t rows, int64_t cols) {
   return Floats(data, {static_cast<size_t>(rows), static_cast<size_t>(cols)}, owner);
 }
 
+template <class Task>
+void for_each_rows(int64_t rows, int64_t cols, int threads, const Task& task) {
+  const int64_t grain = std::max<int64_t>(1, kValuesPerTask / std::max<int64_t>(cols, 1));
+  const int64_t tasks = (rows + grain - 1) / grain;
+  // A thread costs more than a small tensor takes.
+  ThreadPool pool(static_cast<int>(
+      std::clamp<int64_t>(threads > 0 ? threads : available_cores(), 1, std::max<int64_t>(1, tasks))));
+  pool.parallel_for(rows, grain, [&](int64_t begin, int64_t end, int) { task(begin, end); });
+}
+
+void check_rotation(int64_t cols, const Signs& signs) {
+  const auto count = static_cast<int64_t>(signs.size());
+  if (cols < 1 || cols % gguf::kRotationBlock != 0 || cols > count) {
+    throw Error(ErrorKind::kArgument, "rows of " + std::to_string(cols) + " values and " +
+                                          std::to_string(count) + " signs; a multiple of " +
+                                          std::to_string(gguf::kRotationBlock) +
+                                          " and at least as many signs are allowed");
+  }
+}
+
+// In its own columns, where the tensor is rotated.
 Floats dequantize_view(const TensorView& view, int threads) {
   Floats out = new_floats(view.rows, view.cols);
   {
     nb::gil_scoped_release release;
-    const int64_t grain = std::max<int64_t>(1, kValuesPerTask / view.cols);
-    const int64_t tasks = (view.rows + grain - 1) / grain;
-    // A thread costs more than a small tensor takes.
-    ThreadPool pool(static_cast<int>(
-        std::clamp<int64_t>(threads > 0 ? threads : available_cores(), 1, std::max<int64_t>(1, tasks))));
-    pool.parallel_for(view.rows, grain, [&](int64_t begin, int64_t end, int) {
+    for_each_rows(view.rows, view.cols, threads, [&](int64_t begin, int64_t end) {
       gguf::dequantize(view.type, view.row(begin), (end - begin) * view.cols, out.data() + begin * view.cols,
                        view.codebook.data());
+      for (int64_t row = begin; !view.signs.empty() && row < end; ++row) {
+        float* values = out.data() + row * view.cols;
+        current_ops().hadamard_back(values, view.signs.data(), view.cols, values);
+      }
     });
   }
   return out;
@@ -239,6 +263,23 @@ void bind_gguf(nb::module_& m) {
       },
       "type"_a, "bytes"_a, "rows"_a, "cols"_a, "threads"_a = 0, "codebook"_a.none() = nb::none(),
       "Tensor bytes as float32 [rows, cols].");
+  m.def(
+      "rotate",
+      [](const Matrix& matrix, const Signs& signs, bool back, int threads) {
+        const auto rows = static_cast<int64_t>(matrix.shape(0)), cols = static_cast<int64_t>(matrix.shape(1));
+        check_rotation(cols, signs);
+        Floats out = new_floats(rows, cols);
+        nb::gil_scoped_release release;
+        const auto turn = back ? current_ops().hadamard_back : current_ops().hadamard;
+        for_each_rows(rows, cols, threads, [&](int64_t begin, int64_t end) {
+          for (int64_t row = begin; row < end; ++row) {
+            turn(matrix.data() + row * cols, signs.data(), cols, out.data() + row * cols);
+          }
+        });
+        return out;
+      },
+      "matrix"_a, "signs"_a, "back"_a = false, "threads"_a = 0,
+      "Rows [rows, cols] rotated, or turned back, by the first signs int8; cols is a multiple of 128.");
   m.def(
       "type_info",
       [](uint32_t type) -> nb::object {

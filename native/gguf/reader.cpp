@@ -13,6 +13,7 @@
 
 #include "errors.h"
 #include "gguf/codebook.h"
+#include "gguf/rotation.h"
 #include "gguf/utf8.h"
 
 namespace bitqwen::gguf {
@@ -203,6 +204,7 @@ void File::read_header() {
   tensors_by_name_ = sorted_by_name(tensors_, name_of, "tensor", in);
   data_offset_ = (in.position() + alignment_ - 1) / alignment_ * alignment_;
   place_tensors(in);
+  read_rotation(in);
 }
 
 void File::read_alignment(const Cursor& in) {
@@ -244,6 +246,36 @@ void File::place_tensors(const Cursor& in) {
     }
     in.fail("is damaged: tensors " + quoted(tensor.name) + " and " + quoted(in_order[i + 1]->name) +
             " overlap");
+  }
+}
+
+void File::read_rotation(const Cursor& in) {
+  const Value* value = find(kRotatedKey);
+  if (!value) return;
+  const TensorInfo* signs = find_tensor(kSignsTensor);
+  if (!signs || signs->type_id != static_cast<uint32_t>(TensorType::kI8) || signs->dimensions.size() != 1) {
+    in.fail("is damaged: it has rotated tensors, and no tensor " + quoted(kSignsTensor) +
+            " of one dimension and type I8");
+  }
+  rotation_signs_ = std::span(reinterpret_cast<const int8_t*>(data_ + signs->offset), signs->bytes);
+  const auto wrong =
+      std::ranges::find_if(rotation_signs_, [](int8_t sign) { return sign != 1 && sign != -1; });
+  if (wrong != rotation_signs_.end()) {
+    in.fail("is damaged: tensor " + quoted(kSignsTensor) + " holds " + std::to_string(*wrong) +
+            "; 1 and -1 are allowed");
+  }
+  for (const std::string_view name : value->as_strings()) {
+    const TensorInfo* found = find_tensor(name);
+    if (!found) in.fail("is damaged: it has no tensor " + quoted(name) + ", which it calls rotated");
+    if (found->dimensions.size() < 2)
+      in.fail("is damaged: it calls " + quoted(name) + ", no matrix, rotated");
+    const int64_t cols = found->dimensions[0];
+    if (cols % kRotationBlock != 0 || static_cast<uint64_t>(cols) > signs->bytes) {
+      in.fail("is damaged: tensor " + quoted(name) + ", which it calls rotated, has rows of " +
+              std::to_string(cols) + " values; a multiple of " + std::to_string(kRotationBlock) + " up to " +
+              std::to_string(signs->bytes) + ", the number of signs, is allowed");
+    }
+    tensors_[static_cast<size_t>(found - tensors_.data())].rotated = true;
   }
 }
 
@@ -291,6 +323,7 @@ TensorView File::raw_view(const TensorInfo& tensor) const {
   view.cols = tensor.dimensions[0];
   for (size_t d = 1; d < tensor.dimensions.size(); ++d) view.rows *= tensor.dimensions[d];
   view.bytes = std::span(data_ + tensor.offset, tensor.bytes);
+  if (tensor.rotated) view.signs = rotation_signs_.first(static_cast<size_t>(view.cols));
   return view;
 }
 

@@ -21,6 +21,7 @@ struct TensorInfo {
   std::vector<int64_t> dimensions;  // innermost first, as in the file: 1 to 4
   uint64_t offset = 0;              // from the file's beginning
   uint64_t bytes = 0;               // of a type that this build does not read: the room up to the next tensor
+  bool rotated = false;             // gguf/rotation.h
 };
 
 class File {
@@ -47,6 +48,8 @@ class File {
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
   /// The tensor of that name, or nullptr.
   const TensorInfo* find_tensor(std::string_view name) const;
+  /// Of the widest rotated tensor; empty if there is none.
+  std::span<const int8_t> rotation_signs() const { return rotation_signs_; }
   /// The tensor's bytes. Throws Error(kUnsupported) when its type is not one this build reads,
   /// Error(kFormat) when its codebook is missing or damaged.
   TensorView view(const TensorInfo& tensor) const;
@@ -65,6 +68,7 @@ class File {
   void read_header();
   void read_alignment(const Cursor& in);
   void place_tensors(const Cursor& in);
+  void read_rotation(const Cursor& in);
   std::string origin() const;
   std::span<const int8_t> codebook_of(const TensorInfo& tensor, const TypeInfo& type) const;
 
@@ -80,6 +84,7 @@ class File {
   std::vector<uint32_t> metadata_by_key_;  // positions in metadata_
   std::vector<TensorInfo> tensors_;
   std::vector<uint32_t> tensors_by_name_;  // positions in tensors_
+  std::span<const int8_t> rotation_signs_;
 };
 
 }  // namespace bitqwen::gguf

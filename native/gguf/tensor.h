@@ -16,6 +16,7 @@ struct TensorView {
   int64_t cols = 0;                       // the innermost dimension; a multiple of the type's block size
   std::span<const uint8_t> bytes;         // rows * cols / block_size * block_bytes
   std::span<const int8_t> codebook = {};  // [entries][dims], checked; empty for types without one
+  std::span<const int8_t> signs = {};     // [cols] 1 or -1, checked, of a rotated matrix; empty for others
 
   int64_t row_bytes() const {
     const TypeInfo& info = type_info(type);

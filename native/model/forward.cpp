@@ -93,41 +93,43 @@ void Model::forward(std::span<const Request> requests, Output output, float* out
   }
 }
 
-ActivationBatch& Model::activations(int group) {
-  auto& slot = scratch_->activations[static_cast<size_t>(group == 0    ? 0
-                                                         : group == 32 ? 1
-                                                         : group == 64 ? 2
-                                                                       : 3)];
-  if (!slot) {
-    const int64_t widest = std::max({config_.hidden, config_.intermediate, config_.query_rows()});
-    slot = std::make_unique<ActivationBatch>(options_.batch, widest);
-  }
+ActivationBatch& Model::activations(const PackedMatrix& matrix) {
+  const int group = matrix.activation_group();
+  const size_t place = group == 0 ? 0 : group == 32 ? 1 : group == 64 ? 2 : 3;
+  auto& slot = scratch_->activations[matrix.rotated() ? place + 4 : place];
+  if (!slot) slot = std::make_unique<ActivationBatch>(options_.batch, Scratch::widest(config_));
   return *slot;
 }
 
 void Model::prepare(int rows, int64_t k, std::initializer_list<const PackedMatrix*> matrices,
                     const std::function<const float*(int row, int thread)>& values) {
-  std::array<ActivationBatch*, 4> batches;
-  size_t count = 0;
-  for (const PackedMatrix* matrix : matrices) {
-    ActivationBatch* batch = &activations(matrix->activation_group());
-    if (std::find(batches.begin(), batches.begin() + count, batch) != batches.begin() + count) continue;
-    int tile = preferred_tile(*matrix, rows);
-    for (const PackedMatrix* other : matrices) {
-      if (other->activation_group() == matrix->activation_group()) {
-        tile = std::min(tile, preferred_tile(*other, rows));
+  std::array<ActivationBatch*, 8> batches;
+  size_t count = 0, plain = 0;  // those before `plain` take the values as they are, the others rotated
+  for (const bool rotated : {false, true}) {
+    for (const PackedMatrix* matrix : matrices) {
+      if (matrix->rotated() != rotated) continue;
+      ActivationBatch* batch = &activations(*matrix);
+      if (std::find(batches.begin(), batches.begin() + count, batch) != batches.begin() + count) continue;
+      int tile = preferred_tile(*matrix, rows);
+      for (const PackedMatrix* other : matrices) {
+        if (&activations(*other) == batch) tile = std::min(tile, preferred_tile(*other, rows));
       }
+      batch->start(rows, k, matrix->activation_group(), tile);
+      for (const PackedMatrix* other : matrices) {
+        if (&activations(*other) == batch) batch->make_tables(*other);
+      }
+      batches[count++] = batch;
     }
-    batch->start(rows, k, matrix->activation_group(), tile);
-    for (const PackedMatrix* other : matrices) {
-      if (other->activation_group() == matrix->activation_group()) batch->make_tables(*other);
-    }
-    batches[count++] = batch;
+    if (!rotated) plain = count;
   }
   pool_.parallel_for(rows, 1, [&](int64_t begin, int64_t end, int thread) {
     for (auto row = static_cast<int>(begin); row < end; ++row) {
       const float* x = values(row, thread);
-      for (size_t i = 0; i < count; ++i) batches[i]->set(row, x);
+      for (size_t i = 0; i < plain; ++i) batches[i]->set(row, x);
+      if (plain == count) continue;
+      float* rotated = scratch_->threads[thread].rotated.data();
+      current_ops().hadamard(x, rotation_signs_.data(), k, rotated);
+      for (size_t i = plain; i < count; ++i) batches[i]->set(row, rotated);
     }
   });
 }
@@ -169,7 +171,12 @@ void Model::step(std::span<const Row> rows, Output output, float* out,
   const auto delta = [&](int row) { return s.delta.data() + row * c.hidden; };
 
   profile_.begin_step(n);
-  for (int row = 0; row < n; ++row) embedding_->dequantize_row(rows[row].token, hidden(row));
+  for (int row = 0; row < n; ++row) {
+    embedding_->dequantize_row(rows[row].token, hidden(row));
+    if (embedding_->rotated()) {
+      ops.hadamard_back(hidden(row), rotation_signs_.data(), c.hidden, hidden(row));
+    }
+  }
   profile_.add(Operation::kEmbedding, n * (embedding_->bytes() / c.vocab_size));
 
   bool first = true;  // the block before has left what it adds in `delta`
@@ -181,7 +188,7 @@ void Model::step(std::span<const Row> rows, Output output, float* out,
       return out;
     };
   };
-  const auto input_of = [&](const PackedMatrix& matrix) { return &activations(matrix.activation_group()); };
+  const auto input_of = [&](const PackedMatrix& matrix) { return &activations(matrix); };
 
   for (int l = 0; l < c.layers; ++l) {
     stop_if(should_stop);
@@ -391,7 +398,7 @@ void Model::head(std::span<const Row> rows, Output output, float* result) {
       return row;
     });
     profile_.add(Operation::kOutputNorm, 0);
-    multiply({{&weights, &activations(weights.activation_group()), out, stride}}, n);
+    multiply({{&weights, &activations(weights), out, stride}}, n);
     profile_.add(Operation::kHead, weights.bytes());
   }
   for (int i = 0; i < n; ++i) require_number(out[i * stride]);

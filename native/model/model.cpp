@@ -8,6 +8,7 @@
 #include "errors.h"
 #include "gguf/codebook.h"
 #include "gguf/dequantize.h"
+#include "gguf/rotation.h"
 #include "kernels/generated.h"
 #include "model/finite.h"
 #include "model/scratch.h"
@@ -44,6 +45,7 @@ class Loader {
     used_.insert(tensor->name);
     gguf::TensorView view = file_.view(*tensor);
     if (!view.codebook.empty()) used_.insert(file_.find_tensor(gguf::codebook_name(name))->name);
+    if (!view.signs.empty()) used_.insert(gguf::kSignsTensor);
     if (!all_finite(view, pool_)) {
       fail("tensor '" + name + "' holds values that are not finite numbers (NaN or infinity)");
     }
@@ -116,6 +118,10 @@ void check_memory(const gguf::File& file, const Config& config, const ModelOptio
 
 }  // namespace
 
+int64_t Model::Scratch::widest(const Config& config) {
+  return std::max({config.hidden, config.intermediate, config.query_rows()});
+}
+
 Model::Scratch::Scratch(const Config& config, const ModelOptions& options, int thread_count)
     : qkv_stride(config.query_rows() + 2 * config.kv_rows()), mlp_stride(2 * config.intermediate) {
   const auto batch = static_cast<size_t>(options.batch);
@@ -129,6 +135,7 @@ Model::Scratch::Scratch(const Config& config, const ModelOptions& options, int t
   const int group = config.heads / config.kv_heads;
   for (Thread& thread : threads) {
     thread.row.resize(static_cast<size_t>(config.hidden));
+    thread.rotated.resize(static_cast<size_t>(widest(config)));
     thread.scores.resize(static_cast<size_t>(group) * kPagePositions);
     thread.partials.resize(static_cast<size_t>(kAttentionRows + 1) * group * (config.head_dim + 2));
   }
@@ -138,10 +145,10 @@ int64_t Model::Scratch::estimate(const Config& config, const ModelOptions& optio
                                  bool screened) {
   const int64_t row = 2 * config.hidden + (config.query_rows() + 2 * config.kv_rows()) + config.query_rows() +
                       2 * config.intermediate;
-  const int64_t widest = std::max({config.hidden, config.intermediate, config.query_rows()});
   const int64_t rope = options.context * config.head_dim * 4;
   const int64_t coarse = screened ? kScreenedRows * config.vocab_size * 4 : 0;
-  return options.batch * (row * 4 + widest * 2) + threads * config.hidden * 4 + rope + coarse;
+  const int64_t most = widest(config);
+  return options.batch * (row * 4 + most * 2) + threads * (config.hidden + most) * 4 + rope + coarse;
 }
 
 Model::Model(const gguf::File& file, const ModelOptions& options)
@@ -167,7 +174,7 @@ Model::Model(const gguf::File& file, const ModelOptions& options)
   scratch_ = std::make_unique<Scratch>(config_, options_, pool_.size());
   if (screen_) {
     scratch_->coarse.resize(static_cast<size_t>(kScreenedRows * config_.vocab_size));
-    scratch_->rotated = std::make_unique<ActivationBatch>(kScreenedRows, config_.hidden);
+    scratch_->screened = std::make_unique<ActivationBatch>(kScreenedRows, config_.hidden);
   }
 }
 
@@ -176,6 +183,7 @@ Model::~Model() = default;
 void Model::load(const gguf::File& file) {
   const Config& c = config_;
   Loader loader(file, pool_);
+  rotation_signs_.assign(file.rotation_signs().begin(), file.rotation_signs().end());
   const std::string embedding_name = "token_embd.weight", output_name = "output.weight";
   embedding_.emplace(loader.matrix(embedding_name, c.vocab_size, c.hidden));
   if (loader.has(output_name)) {
@@ -183,7 +191,8 @@ void Model::load(const gguf::File& file) {
     const gguf::TensorView output = loader.view(output_name, {c.hidden, c.vocab_size});
     const gguf::TensorView embedding = file.view(*file.find_tensor(embedding_name));
     const bool same = output.type == embedding.type && std::ranges::equal(output.bytes, embedding.bytes) &&
-                      std::ranges::equal(output.codebook, embedding.codebook);
+                      std::ranges::equal(output.codebook, embedding.codebook) &&
+                      output.signs.size() == embedding.signs.size();
     if (!same) output_.emplace(loader.matrix(output_name, c.vocab_size, c.hidden));
   }
   output_norm_ = loader.vector("output_norm.weight", c.hidden);

@@ -156,7 +156,8 @@ class Model {
   void prepare(int rows, int64_t k, std::initializer_list<const PackedMatrix*> matrices,
                const std::function<const float*(int row, int thread)>& values);
   void multiply(std::initializer_list<Product> products, int rows);
-  ActivationBatch& activations(int group);
+  /// The inputs that such a matrix is multiplied with: those of its activation group, rotated or not.
+  ActivationBatch& activations(const PackedMatrix& matrix);
 
   Config config_;
   ModelOptions options_;
@@ -167,6 +168,7 @@ class Model {
   std::optional<ScreenedHead> screen_;     // of output_ or embedding_
   std::vector<float> output_norm_;         // [hidden]
   std::vector<Layer> layers_;
+  std::vector<int8_t> rotation_signs_;  // [widest rotated matrix]
   RopeTable rope_;
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<Scratch> scratch_;

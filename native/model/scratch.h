@@ -16,13 +16,16 @@ constexpr int64_t kAttentionChunk = 8 * kPagePositions;  // positions of one par
 struct Model::Scratch {
   // Per thread.
   struct Thread {
-    std::vector<float> row;                                // [widest activation]
+    std::vector<float> row;                                // [hidden]
+    std::vector<float> rotated;                            // [widest activation]
     std::vector<float> scores;                             // [heads per kv head][kPagePositions]
     std::vector<float> partials;                           // [kAttentionRows + 1] partial softmaxes
     std::array<std::vector<int64_t>, kScreenedRows> best;  // rows of the head, a heap of each logits row
   };
 
   Scratch(const Config& config, const ModelOptions& options, int threads);
+  /// Values of the widest input of a product.
+  static int64_t widest(const Config& config);
   static int64_t estimate(const Config& config, const ModelOptions& options, int threads, bool screened);
 
   int64_t qkv_stride, mlp_stride;
@@ -37,8 +40,8 @@ struct Model::Scratch {
   std::vector<int> wanted;                                      // rows whose logits are asked for
   std::vector<float> coarse;                                    // [kScreenedRows][vocab_size], if screened
   std::vector<uint8_t> computed;                                // [row blocks of the head]
-  std::unique_ptr<ActivationBatch> rotated;                     // [kScreenedRows], if screened
-  std::array<std::unique_ptr<ActivationBatch>, 4> activations;  // groups 0, 32, 64, 128
+  std::unique_ptr<ActivationBatch> screened;                    // [kScreenedRows], if screened
+  std::array<std::unique_ptr<ActivationBatch>, 8> activations;  // groups 0, 32, 64, 128; then rotated
 };
 
 }  // namespace bitqwen

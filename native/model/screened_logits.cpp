@@ -105,18 +105,20 @@ void Model::screened_logits(std::span<const Row> rows, float* out) {
   const std::span<const float> spreads = screen_->spreads();
   const int n = static_cast<int>(s.wanted.size());
   const int64_t vocabulary = c.vocab_size;
-  ActivationBatch& exact = activations(weights.activation_group());
+  ActivationBatch& exact = activations(weights);
   exact.start(n, c.hidden, weights.activation_group(), preferred_tile(weights, n));
   exact.make_tables(weights);
-  s.rotated->start(n, c.hidden, coarse_rows.activation_group(), preferred_tile(coarse_rows, n));
+  s.screened->start(n, c.hidden, coarse_rows.activation_group(), preferred_tile(coarse_rows, n));
   std::array<Screening, kScreenedRows> screenings;
   int64_t most_rows = 0;
   for (int i = 0; i < n; ++i) {
     float* x = s.threads[0].row.data();
     output_state(s.wanted[i], x);
+    // Coarse rows are made of the rows as they are stored.
+    if (weights.rotated()) current_ops().hadamard(x, rotation_signs_.data(), c.hidden, x);
     exact.set(i, x);
     screen_->rotate(x);
-    s.rotated->set(i, x);
+    s.screened->set(i, x);
     float squares = 0.0f;
     for (int64_t k = 0; k < c.hidden; ++k) squares += x[k] * x[k];
     const Screen& screen = rows[s.wanted[i]].screen;
@@ -139,7 +141,7 @@ void Model::screened_logits(std::span<const Row> rows, float* out) {
   const int64_t real_blocks = (most_rows + kRowBlock - 1) / kRowBlock;
   pool_.parallel_for(real_blocks, preferred_rows(coarse_rows, n) / kRowBlock,
                      [&](int64_t begin, int64_t end, int thread) {
-                       bitqwen::multiply(coarse_rows, *s.rotated, s.coarse.data(), vocabulary,
+                       bitqwen::multiply(coarse_rows, *s.screened, s.coarse.data(), vocabulary,
                                          begin * kRowBlock, block_end(end - 1, vocabulary));
                        for (int i = 0; i < n; ++i) {
                          const Screening& own = screenings[i];

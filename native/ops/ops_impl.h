@@ -4,7 +4,10 @@
 
 #include <cmath>
 #include <limits>
+#include <utility>
 
+#include "gguf/rotation.h"
+#include "kernels/hadamard.h"
 #include "ops/attention_impl.h"
 #include "ops/ops.h"
 #include "vectors.h"
@@ -60,6 +63,54 @@ void rope(float* x, int heads, int head_dim, const float* cosines, const float* 
       const float c = cosines[i] * scale, s = sines[i] * scale;
       x[i] = first * c - second * s;
       x[half + i] = second * c + first * s;
+    }
+  }
+}
+
+Wide load_signs(const int8_t* signs) {
+  using Signs = int8_t __attribute__((vector_size(kWidth)));
+  Signs v;
+  std::memcpy(&v, signs, sizeof v);
+  return __builtin_convertvector(v, Wide);
+}
+
+template <int kDistance, size_t... kLane>
+Wide swapped(Wide v, std::index_sequence<kLane...>) {
+  return __builtin_shufflevector(v, v, (kLane ^ kDistance)...);
+}
+
+template <int kDistance, size_t... kLane>
+constexpr Wide second_negated(std::index_sequence<kLane...>) {
+  return Wide{(kLane & kDistance ? -1.0f : 1.0f)...};
+}
+
+// The transform's steps inside of a register: from neighbours to lanes half a register apart.
+template <int kDistance>
+Wide hadamard_lanes(Wide v) {
+  if constexpr (kDistance >= kWidth) {
+    return v;
+  } else {
+    constexpr std::make_index_sequence<kWidth> kLanesOf;
+    const Wide sums = swapped<kDistance>(v, kLanesOf) + v * second_negated<kDistance>(kLanesOf);
+    return hadamard_lanes<2 * kDistance>(sums);
+  }
+}
+
+// In the order of hadamard() on floats: its bits.
+template <bool kSignsFirst>
+void hadamard_blocks(const float* x, const int8_t* signs, int64_t n, float* out) {
+  constexpr int kRegistersOf = gguf::kRotationBlock / kWidth;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(gguf::kRotationBlock));
+  for (int64_t block = 0; block < n; block += gguf::kRotationBlock) {
+    Wide v[kRegistersOf];
+    for (int i = 0; i < kRegistersOf; ++i) {
+      const Wide values = load_wide(x + block + i * kWidth);
+      v[i] = hadamard_lanes<1>(kSignsFirst ? values * load_signs(signs + block + i * kWidth) : values);
+    }
+    hadamard(v, kRegistersOf);
+    for (int i = 0; i < kRegistersOf; ++i) {
+      const Wide values = kSignsFirst ? v[i] : v[i] * load_signs(signs + block + i * kWidth);
+      store_wide(out + block + i * kWidth, values * scale);
     }
   }
 }
@@ -127,7 +178,8 @@ void store_kv(const KvPage& page, KvType type, int position, const float* key, c
   }
 }
 
-constexpr OpsTable kTable = {rms_norm, add, swiglu, rope, store_kv, attend, merge, finish};
+constexpr OpsTable kTable = {rms_norm, add,    swiglu, rope,  hadamard_blocks<true>, hadamard_blocks<false>,
+                             store_kv, attend, merge,  finish};
 
 }  // namespace
 }  // namespace bitqwen

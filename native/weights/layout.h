@@ -43,6 +43,7 @@ struct PackedMatrix::Layout {
   int64_t block_bytes = 0;  // of a row block: units * unit_bytes
   PackedBuffer buffer;      // ceil(rows / kRowBlock) row blocks, in groups of kGroupBlocks
   CodePoints points;        // of codebook formats
+  bool rotated = false;     // gguf/rotation.h: inputs are to be rotated too
   std::array<KernelChoice, kBatchKinds> choices;      // indexed by Batch
   std::shared_ptr<const GeneratedWeights> generated;  // the same weights again, as a generated kernel wants
 

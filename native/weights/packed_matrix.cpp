@@ -40,6 +40,7 @@ int64_t PackedMatrix::rows() const { return layout_->rows; }
 int64_t PackedMatrix::cols() const { return layout_->cols; }
 int64_t PackedMatrix::bytes() const { return layout_->buffer.bytes(); }
 int PackedMatrix::activation_group() const { return layout_->info().group; }
+bool PackedMatrix::rotated() const { return layout_->rotated; }
 
 PackedMatrix PackedMatrix::pack(const gguf::TensorView& tensor, ThreadPool& pool, TernaryLayout ternary,
                                 ThreadPool::Part part) {
@@ -63,6 +64,7 @@ PackedMatrix PackedMatrix::pack(const gguf::TensorView& tensor, ThreadPool& pool
   if (info.has_codebook()) gguf::check_codebook(type, tensor.codebook, tensor.name);
   PackedMatrix matrix = blank(repack.format, tensor.rows, tensor.cols, weight_pages(pool));
   Layout& target = matrix.layout();
+  target.rotated = !tensor.signs.empty();
   if (info.has_codebook()) target.points = code_points(type.codebook, tensor.codebook, info);
   const int64_t blocks = (tensor.rows + kRowBlock - 1) / kRowBlock;
 
@@ -103,6 +105,7 @@ PackedMatrix PackedMatrix::repeated(int64_t rows, ThreadPool& pool) const {
   PackedMatrix copy = blank(layout_->format, rows, layout_->cols);
   Layout& target = copy.layout();
   target.points = layout_->points;
+  target.rotated = layout_->rotated;
   const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 20) / layout_->block_bytes);
   pool.parallel_for(target.blocks(), grain, [&](int64_t begin, int64_t end, int) {
     for (int64_t b = begin; b < end; ++b) {

@@ -42,7 +42,9 @@ class PackedMatrix {
   /// Columns that share one int8 activation scale (32, 64 or 128); 0 when the kernel multiplies
   /// float32 activations (float weights).
   int activation_group() const;
-  /// Writes one row as float32: the embedding look-up. out: [cols]
+  /// Whether it is to be multiplied with rotated inputs (gguf/rotation.h).
+  bool rotated() const;
+  /// Writes one row as float32, rotated if the matrix is: the embedding look-up. out: [cols]
   void dequantize_row(int64_t row, float* out) const;
 
   PackedMatrix(PackedMatrix&&) noexcept;

@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <random>
 #include <string>
@@ -171,4 +172,30 @@ TEST_CASE("instruction sets with fused multiply-add give one result") {
   first.rope(a.data(), 12, 128, angles.data(), angles.data() + 64, 0.09f);
   second.rope(b.data(), 12, 128, angles.data(), angles.data() + 64, 0.09f);
   CHECK_EQ(a, b);
+}
+
+TEST_CASE(
+    "hadamard is the signs and the transform of each 128 values, with one result on all instruction sets") {
+  const int64_t n = 384;
+  const std::vector<float> x = normal(static_cast<size_t>(n), 9, 3.0f), chance = normal(x.size(), 10);
+  std::vector<int8_t> signs(x.size());
+  std::ranges::transform(chance, signs.begin(), [](float v) { return v < 0.0f ? -1 : 1; });
+  std::vector<float> first(x.size()), back(x.size());
+  baseline_ops().hadamard(x.data(), signs.data(), n, first.data());
+  for (int64_t i = 0; i < n; ++i) {
+    double sum = 0.0;
+    for (int64_t j = i / 128 * 128; j < i / 128 * 128 + 128; ++j) {
+      const bool odd = std::popcount(static_cast<uint64_t>(i & j & 127)) % 2 == 1;
+      sum += (odd ? -1.0 : 1.0) * signs[static_cast<size_t>(j)] * x[static_cast<size_t>(j)];
+    }
+    CHECK(first[static_cast<size_t>(i)] == doctest::Approx(sum / std::sqrt(128.0)).epsilon(1e-5));
+  }
+  for (const auto& [name, ops] : tables()) {
+    CAPTURE(name);
+    std::vector<float> in_place = x;
+    ops->hadamard(in_place.data(), signs.data(), n, in_place.data());
+    CHECK_EQ(in_place, first);
+    ops->hadamard_back(first.data(), signs.data(), n, back.data());
+    for (size_t i = 0; i < x.size(); ++i) CHECK(back[i] == doctest::Approx(x[i]).epsilon(1e-5));
+  }
 }

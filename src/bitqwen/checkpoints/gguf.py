@@ -28,8 +28,10 @@ class GGUFCheckpoint(Checkpoint):
         self.file = GGUFFile(path)
         config = config_from_gguf(self.file.metadata, self.file.tensors, source=str(path))
         tensors = self.file.tensors
-        codebooks = {codebook_name(name) for name, info in tensors.items() if codebook_shape(info.type)}
-        shapes = {name: info.shape for name, info in tensors.items() if name not in codebooks}
+        beside = {codebook_name(name) for name, info in tensors.items() if codebook_shape(info.type)}
+        if keys.ROTATED in self.file.metadata:
+            beside.add(keys.SIGNS)
+        shapes = {name: info.shape for name, info in tensors.items() if name not in beside}
         config.validate_gguf(shapes, source=str(path))
         self.config = config.to_hf()
         self.provenance = provenance or Provenance(source=path.name, kind="gguf")
@@ -52,7 +54,7 @@ class GGUFCheckpoint(Checkpoint):
         return kind.name if isinstance(kind, TensorType) else f"type {kind}"
 
     def read(self, name: str, begin: int = 0, end: int | None = None) -> npt.NDArray[np.float32]:
-        """One tensor, or rows of it, dequantised to float32."""
+        """One tensor, or rows of it, dequantised to float32; rotated ones in their own columns."""
         return self.file.read(self._gguf_name[name], begin, end)
 
     def hf_name(self, gguf_name: str) -> str | None:
@@ -66,7 +68,8 @@ class GGUFCheckpoint(Checkpoint):
     def same_bytes(self, first: str, second: str) -> bool:
         """Whether two tensors are stored alike to the last bit."""
         one, other = (self.file.tensors[self._gguf_name[name]] for name in (first, second))
-        if (one.type, one.shape) != (other.type, other.shape):
+        rotated = self.file.metadata.get(keys.ROTATED, ())
+        if (one.type, one.shape, one.name in rotated) != (other.type, other.shape, other.name in rotated):
             return False
         if codebook_shape(one.type):
             first, second = codebook_name(one.name), codebook_name(other.name)

@@ -37,3 +37,7 @@ BITQWEN_REVISION = "bitqwen.source_revision"
 BITQWEN_SOURCE_SHA256 = "bitqwen.source_sha256"
 BITQWEN_SETTINGS = "bitqwen.settings"
 BITQWEN_STOP_IDS = "bitqwen.stop_token_ids"
+
+# Ours: the matrices that are stored in rotated columns, and the tensor of their signs (docs/file-format.md).
+ROTATED = "bitqwen.rotated"
+SIGNS = "rotation.signs"

@@ -33,7 +33,7 @@ class TensorType(IntEnum):
     TQ1_0 = 34
     TQ2_0 = 35
     Q2_0 = 42
-    I8 = 24  # codebooks
+    I8 = 24  # codebooks, and signs of rotated columns
     V2 = 20200
     V2_5 = 20250
     V3 = 20300
