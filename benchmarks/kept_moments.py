@@ -24,7 +24,7 @@ from bitqwen.convert.calibration import Quantizer
 from bitqwen.errors import ModelFileError, UsageError
 from bitqwen.files import atomic_file
 from bitqwen.models.qwen2 import Qwen2Config
-from bitqwen.quant import Encoded, Recipe, Statistics, TensorPlan
+from bitqwen.quant import Encoded, Recipe, Rotation, Statistics, TensorPlan
 
 Array = npt.NDArray[np.float32]
 
@@ -182,7 +182,7 @@ class MomentsEncoder:
                 f"recipe {recipe.text!r}: kept moments are the source's, and tell of no earlier errors",
                 hint="Leave propagate out, or convert with bitqwen convert --calibration.",
             )
-        self._checkpoint, self._kept, self._recipe = checkpoint, kept, recipe
+        self._checkpoint, self.kept, self._recipe = checkpoint, kept, recipe
         self._first_weights = first_weights
         self._importance = kept.importance()
 
@@ -191,25 +191,26 @@ class MomentsEncoder:
         """What the file's metadata says of it."""
         return {
             "calibration": "moments of the source",
-            "calibration_tokens": str(self._kept.tokens),
+            "calibration_tokens": str(self.kept.tokens),
             "recipe": self._recipe.text,
         }
 
-    def encode(self, name: str, plan: TensorPlan) -> Encoded:
-        """One matrix of a layer."""
+    def encode(self, name: str, plan: TensorPlan, rotation: Rotation | None = None) -> Encoded:
+        """One matrix of a layer, rotated if the file says so."""
         if self._recipe.needs_moments:
-            moments = self._kept.moments(name).weighed(self._first_weights[name])
+            moments = self.kept.moments(name).weighed(self._first_weights[name])
             statistics = Statistics(np.diag(moments).copy(), moments)
         else:
             statistics = Statistics(self._importance[name])
-        encoded = self._recipe.quantizer(statistics)(self._checkpoint.read(name), plan, 0)
+        run = self._recipe.quantizer(statistics, rotation)
+        encoded = run(self._checkpoint.read(name), plan, 0)
         self._checkpoint.release(name)
         return encoded
 
-    def head(self) -> Quantizer:
+    def head(self, rotation: Rotation | None = None) -> Quantizer:
         """How rows of the output head are quantised."""
-        name = self._kept.head
+        name = self.kept.head
         if not self._recipe.needs_moments:
             return self._recipe.quantizer(Statistics(noise_weights(self._importance[name])))
-        moments = self._kept.moments(name).weighed(1.0)
-        return self._recipe.quantizer(Statistics(noise_weights(np.diag(moments)), moments))
+        moments = self.kept.moments(name).weighed(1.0)
+        return self._recipe.quantizer(Statistics(noise_weights(np.diag(moments)), moments), rotation)

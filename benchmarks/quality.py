@@ -46,7 +46,7 @@ from bitqwen.measure.reference import ReferenceFile
 from bitqwen.measure.runner import measure_texts
 from bitqwen.models.qwen2 import Qwen2Config
 from bitqwen.models.registry import config_from_hf
-from bitqwen.quant import DEFAULT_RECIPE, Encoded, Recipe, TensorPlan
+from bitqwen.quant import DEFAULT_RECIPE, Encoded, Recipe, Rotation, TensorPlan
 from bitqwen.quant.recipe import DISTIL
 from bitqwen.texts import load_texts, packaged_names
 
@@ -72,6 +72,7 @@ class Library:
         self.draft: Path | None = None
         self._plans: Mapping[str, TensorPlan] = {}
         self.lost_outputs: dict[str, float] = {}
+        self.rotation = Rotation.none()
         folder.mkdir(parents=True, exist_ok=True)
 
     def start(
@@ -85,7 +86,10 @@ class Library:
     ) -> Library:
         """Begins a file."""
         self._plans = plans
-        self.draft = output.with_suffix(".draft") if Recipe.parse(self._comparison.recipe).distil else None
+        recipe = Recipe.parse(self._comparison.recipe)
+        self.draft = output.with_suffix(".draft") if recipe.distil else None
+        cols = {spec.hf_name: spec.shape[1] for spec in config.tensors() if spec.hf_name in plans}
+        self.rotation = Rotation.of(plans, cols) if recipe.rotate else Rotation.none()
         return self
 
     def layer(self, layer: int) -> dict[str, Encoded]:
@@ -95,7 +99,7 @@ class Library:
 
     def head(self) -> Quantizer:
         """Rows of the head; they are not kept."""
-        return self._encoder.head()
+        return self._encoder.head(self._rotation_of(self._encoder.kept.head))
 
     def refine(self, output: Path, progress: Callable[[str], None]) -> None:
         """Distils the complete draft."""
@@ -110,13 +114,18 @@ class Library:
     def finish(self) -> None:
         """Everything stays for the next file."""
 
+    def _rotation_of(self, name: str) -> Rotation | None:
+        return self.rotation if name in self.rotation.names else None
+
     def _get(self, name: str, plan: TensorPlan) -> Encoded:
-        path = self._folder / f"{name}-{plan.tensor_type.name}-{plan.method}.npz"
+        rotation = self._rotation_of(name)
+        parts = [name, plan.tensor_type.name, plan.method, *(["rotated"] if rotation else [])]
+        path = self._folder / f"{'-'.join(parts)}.npz"
         if path.exists():
             with np.load(path, allow_pickle=False) as kept:
                 codebook = kept["codebook"] if "codebook" in kept.files else None
                 return Encoded(kept["data"], *kept["sums"].tolist(), codebook)
-        found = self._encoder.encode(name, plan)
+        found = self._encoder.encode(name, plan, rotation)
         arrays = {"data": found.data, "sums": np.array([found.error, found.energy])}
         if found.codebook is not None:
             arrays["codebook"] = found.codebook

@@ -20,7 +20,7 @@ from bitqwen.convert.calibration import Quantizer
 from bitqwen.errors import CheckpointError
 from bitqwen.gguf import TensorType
 from bitqwen.models.qwen2 import Qwen2Config
-from bitqwen.quant import Encoded, Recipe, Statistics, TensorPlan
+from bitqwen.quant import Encoded, Recipe, Rotation, Statistics, TensorPlan
 
 from . import distillation, imatrix, propagation
 from .backward import LAST_NORM, head_name
@@ -42,6 +42,7 @@ class CalibratedEncoder:
             matrix's Hugging Face name.
         lost_outputs: by the same names, the share of the outputs' energy that is lost, tokens counted as they
             were for the recipe, where it needs the second moments.
+        rotation: of the matrices that are stored in rotated columns.
         draft: where the file is written before it is distilled; None for recipes that end with matrices.
     """
 
@@ -88,6 +89,8 @@ class CalibratedEncoder:
         self._kept = None if resume is None else KeptLayers(resume, self._key())
         self.importance: dict[str, Array] = {}
         self.lost_outputs: dict[str, float] = {}
+        cols = {spec.hf_name: spec.shape[1] for spec in config.tensors() if spec.hf_name in plans}
+        self.rotation = Rotation.of(plans, cols) if recipe.rotate else Rotation.none()
 
     def layer(self, layer: int) -> dict[str, Encoded]:
         """The matrices of a layer, by their Hugging Face names; layers are asked for in their order.
@@ -113,10 +116,12 @@ class CalibratedEncoder:
             self._take_up()
         hidden = self._run_to(self._config.layers)
         x = rms_norm(hidden, self._checkpoint.read(LAST_NORM), self._config.rms_norm_eps)
-        importance = self.importance[head_name(self._checkpoint, self._config)] = mean_squares(x)
+        name = head_name(self._checkpoint, self._config)
+        importance = self.importance[name] = mean_squares(x)
         if self._recipe.needs_moments:
             moments = second_moments(x)
-            return self._recipe.quantizer(Statistics(noise_weights(np.diag(moments)), moments))
+            statistics = Statistics(noise_weights(np.diag(moments)), moments)
+            return self._recipe.quantizer(statistics, self._rotation_of(name))
         return self._recipe.quantizer(Statistics(noise_weights(importance)))
 
     def refine(self, output: Path, progress: Callable[[str], None]) -> None:
@@ -205,7 +210,9 @@ class CalibratedEncoder:
                             most=self._recipe.propagate,
                         )
                 encoded[name] = self._quantise(name, matrix, statistics)
-                weights[name] = decoded(encoded[name], self._plans[name].tensor_type, matrix.shape)
+                weights[name] = decoded(
+                    encoded[name], self._plans[name].tensor_type, matrix.shape, self._rotation_of(name)
+                )
                 if moments is not None:
                     self.lost_outputs[name] = lost_share(matrix, weights[name], moments)
                 self._checkpoint.release(name)
@@ -220,7 +227,12 @@ class CalibratedEncoder:
     def _quantise(self, name: str, matrix: Matrix, statistics: Statistics) -> Encoded:
         plan = self._plans[name]
         result = self._recipe.run(
-            matrix, plan.tensor_type, method=plan.method, statistics=statistics, threads=self._threads
+            matrix,
+            plan.tensor_type,
+            method=plan.method,
+            statistics=statistics,
+            rotation=self._rotation_of(name),
+            threads=self._threads,
         )
         if not (np.isfinite(result.energy) and np.isfinite(result.error)):
             raise CheckpointError(
@@ -228,6 +240,9 @@ class CalibratedEncoder:
                 hint="The checkpoint is damaged: fetch it again, or use a scheme of another type.",
             )
         return result
+
+    def _rotation_of(self, name: str) -> Rotation | None:
+        return self.rotation if name in self.rotation.names else None
 
     def _key(self) -> str:
         origin = self._checkpoint.provenance
@@ -244,10 +259,13 @@ class CalibratedEncoder:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def decoded(encoded: Encoded, tensor_type: TensorType, shape: tuple[int, ...]) -> Matrix:
-    """What a quantised matrix stands for: float32, of that shape."""
+def decoded(
+    encoded: Encoded, tensor_type: TensorType, shape: tuple[int, ...], rotation: Rotation | None = None
+) -> Matrix:
+    """What a quantised matrix stands for, in its own columns if it was rotated: float32, of that shape."""
     rows, cols = shape
-    return _native.dequantize(int(tensor_type), encoded.data, rows, cols, codebook=encoded.codebook)
+    found = _native.dequantize(int(tensor_type), encoded.data, rows, cols, codebook=encoded.codebook)
+    return found if rotation is None else rotation.back(found)
 
 
 def lost_share(matrix: Matrix, other: Matrix, moments: Matrix) -> float:

@@ -209,7 +209,7 @@ def _header_bytes(checkpoint: Checkpoint, config: Qwen2Config, jobs: list[Job]) 
     writer.add_metadata(config.to_gguf_metadata())
     writer.add_metadata(checkpoint.tokenizer().padded(config.vocab_size).to_gguf_metadata())
     writer.add_metadata({keys.CHAT_TEMPLATE: checkpoint.chat_template or ""})
-    return writer.nbytes + sum(len(job.spec.gguf_name) + 64 for job in jobs)
+    return writer.nbytes + sum(2 * len(job.spec.gguf_name) + 72 for job in jobs)
 
 
 def _allocate(options: dict[str, list[Option]], room: int, budget: int) -> Allocation:

@@ -18,7 +18,7 @@ from bitqwen.convert.calibration import Quantizer
 from bitqwen.errors import ModelFileError
 from bitqwen.gguf import GGUFFile, GGUFWriter, TensorType
 from bitqwen.models.qwen2 import Qwen2Config
-from bitqwen.quant import Encoded, Recipe, Statistics, TensorPlan, quantize
+from bitqwen.quant import Encoded, Recipe, Rotation, Statistics, TensorPlan, quantize
 
 from .moments import noise_weights
 
@@ -102,6 +102,7 @@ class ImportanceEncoder:
         self._threads = threads
         self._importance: dict[str, Array] = {}
         self.lost_outputs: dict[str, float] = {}
+        self.rotation = Rotation.none()
         self.draft: Path | None = None
         for spec in config.tensors():
             if spec.hf_name not in plans:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from bitqwen.checkpoints import Checkpoint
 from bitqwen.models.qwen2 import Qwen2Config
-from bitqwen.quant import Encoded, TensorPlan
+from bitqwen.quant import Encoded, Rotation, TensorPlan
 
 # (rows of a matrix, float32 [rows, cols], how to store them, threads or 0) -> encoded.
 Quantizer = Callable[[npt.NDArray[np.float32], TensorPlan, int], Encoded]
@@ -26,10 +26,12 @@ class LayerEncoder(Protocol):
     Attributes:
         lost_outputs: the share of a matrix's outputs' energy that is lost, by its Hugging Face name, where
             it is known.
+        rotation: of the matrices that are stored in rotated columns.
         draft: where the file is written first, if it is then to be refined as a whole.
     """
 
     lost_outputs: dict[str, float]
+    rotation: Rotation
     draft: Path | None
 
     def layer(self, layer: int) -> Mapping[str, Encoded]:

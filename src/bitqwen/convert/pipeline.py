@@ -15,10 +15,10 @@ import numpy.typing as npt
 from bitqwen.checkpoints import Checkpoint, open_checkpoint
 from bitqwen.checkpoints.gguf import GGUFCheckpoint
 from bitqwen.errors import CheckpointError, UsageError
-from bitqwen.gguf import GGUFWriter, TensorType, codebook_name, codebook_shape
+from bitqwen.gguf import GGUFWriter, TensorType, codebook_name, codebook_shape, keys
 from bitqwen.models.qwen2 import Qwen2Config
 from bitqwen.models.registry import config_from_hf
-from bitqwen.quant import Encoded, Scheme, Statistics, TensorPlan, quantize, schemes
+from bitqwen.quant import Encoded, Rotation, Scheme, Statistics, TensorPlan, quantize, schemes
 
 from .calibration import CalibratedMatrices, Calibration, Quantizer
 from .metadata import file_metadata
@@ -100,6 +100,7 @@ def convert(
         jobs.append(last)  # what it gets to see is known after the last layer
         matrices = {job.source: job.plan for job in jobs if job.spec.role == "matrix" or job is last}
         encoder = calibration.start(checkpoint, config, matrices, output=target, threads=threads or 0)
+    rotation = encoder.rotation if encoder else Rotation.none()
     calibrated = CalibratedMatrices(encoder)
     total = sum(4 * job.weights for job in jobs)
     name = chosen.name if plans is None else "mixed"
@@ -112,6 +113,10 @@ def convert(
         writer.add_metadata(
             file_metadata(checkpoint, config, scheme=name, file_type=file_type(jobs), settings=settings)
         )
+        if rotation.names:
+            rotated = [job.spec.gguf_name for job in jobs if job.source in rotation.names]
+            writer.add_metadata({keys.ROTATED: rotated})
+            writer.add_tensor(keys.SIGNS, rotation.signs.shape, TensorType.I8)
         for job in jobs:
             writer.add_tensor(job.spec.gguf_name, job.spec.shape, job.plan.tensor_type)
             codebook = codebook_shape(job.plan.tensor_type)
@@ -119,6 +124,8 @@ def convert(
                 writer.add_tensor(codebook_name(job.spec.gguf_name), codebook, TensorType.I8)
         report.nbytes = writer.nbytes
         writer.begin()
+        if rotation.names:
+            writer.write(keys.SIGNS, rotation.signs)
         done = 0
         for job in jobs:
             if progress:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import codebooks
 from .methods import METHODS, Encoded, Method, Statistics, quantize
 from .recipe import DEFAULT_RECIPE, Recipe
+from .rotation import Rotation
 from .schemes import Scheme, TensorPlan, file_type, get, names
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Encoded",
     "Method",
     "Recipe",
+    "Rotation",
     "Scheme",
     "Statistics",
     "TensorPlan",

@@ -18,6 +18,7 @@ from bitqwen.gguf import TensorType
 from . import codebooks, sweeps, vector_sweeps
 from .grid import Grid, Matrix, is_grid
 from .methods import Encoded, Statistics, quantize
+from .rotation import Rotation
 from .schemes import TensorPlan
 from .sweeps import shrunk
 from .vector_sweeps import Vectors, is_vector_type
@@ -26,7 +27,7 @@ DEFAULT_RECIPE = "fit+gptq+descent+distil"
 # A few ten thousand tokens say little about thousands of columns: with less, sweeps learn the text by heart.
 # See docs/quality.md.
 _DAMPING = 0.3
-PROPAGATE, DISTIL = "propagate", "distil"
+ROTATE, PROPAGATE, DISTIL = "rotate", "propagate", "distil"
 _SWEPT_VALUES = 64 << 20  # of a matrix at a time; sweeps hold three times as many
 
 
@@ -71,6 +72,13 @@ def _codes(matrix: Matrix, fitted: Grid | Vectors, moments: Matrix, value: float
 
 # After the fit, what may follow: each with its number, unless another is given after a colon.
 STEPS: dict[str, _Kind] = {
+    ROTATE: _Kind(
+        None,
+        1,
+        1,
+        1,
+        "matrices quantised in columns that a Hadamard matrix mixes, in files with vector codebooks",
+    ),
     PROPAGATE: _Kind(
         None,
         1,
@@ -142,6 +150,11 @@ class Recipe:
         return cls(text, tuple(steps))
 
     @property
+    def rotate(self) -> bool:
+        """Whether matrices are rotated before they are quantised."""
+        return ROTATE in dict(self.steps)
+
+    @property
     def propagate(self) -> float:
         """The greatest share of earlier errors to make up for; 0 for none."""
         return dict(self.steps).get(PROPAGATE, 0.0)
@@ -163,6 +176,7 @@ class Recipe:
         *,
         method: str,
         statistics: Statistics,
+        rotation: Rotation | None = None,
         threads: int = 0,
     ) -> Encoded:
         """Quantises a matrix; types that are no grid of codes, and fixed rules, get their method alone.
@@ -172,11 +186,15 @@ class Recipe:
             tensor_type: the type to write.
             method: a name in ``bitqwen.quant.METHODS``, for the fit.
             statistics: of its inputs.
+            rotation: if its columns are to be rotated, which needs the inputs' moments.
             threads: 0 for one per core.
 
         Raises:
             UnsupportedModelError, UsageError: as :func:`bitqwen.quant.quantize`.
         """
+        if rotation is not None:
+            matrix = rotation.turned(matrix, threads=threads)
+            statistics = rotation.statistics(statistics, threads=threads)
         moments = statistics.moments
         sweepable = method != "absmean" and (is_grid(tensor_type) or is_vector_type(tensor_type))
         if not self.needs_moments or moments is None or not sweepable:
@@ -197,12 +215,19 @@ class Recipe:
         lost = matrix - Grid.read(tensor_type, data, *matrix.shape).values()
         return Encoded(data, float(np.vdot(lost, lost)), fitted.energy)
 
-    def quantizer(self, statistics: Statistics) -> Callable[[Matrix, TensorPlan, int], Encoded]:
+    def quantizer(
+        self, statistics: Statistics, rotation: Rotation | None = None
+    ) -> Callable[[Matrix, TensorPlan, int], Encoded]:
         """The same as a function of rows of one matrix, how to store them, and threads."""
 
         def run(rows: Matrix, plan: TensorPlan, threads: int) -> Encoded:
             return self.run(
-                rows, plan.tensor_type, method=plan.method, statistics=statistics, threads=threads
+                rows,
+                plan.tensor_type,
+                method=plan.method,
+                statistics=statistics,
+                rotation=rotation,
+                threads=threads,
             )
 
         return run
