@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <new>
 #include <optional>
+#include <vector>
 
 #include "bindings/bindings.h"
 #include "errors.h"
@@ -143,14 +144,15 @@ void check_rotation(int64_t cols, const Signs& signs) {
 // In its own columns, where the tensor is rotated.
 Floats dequantize_view(const TensorView& view, int threads) {
   Floats out = new_floats(view.rows, view.cols);
+  const std::vector<float> signs(view.signs.begin(), view.signs.end());
   {
     nb::gil_scoped_release release;
     for_each_rows(view.rows, view.cols, threads, [&](int64_t begin, int64_t end) {
       gguf::dequantize(view.type, view.row(begin), (end - begin) * view.cols, out.data() + begin * view.cols,
                        view.codebook.data());
-      for (int64_t row = begin; !view.signs.empty() && row < end; ++row) {
+      for (int64_t row = begin; !signs.empty() && row < end; ++row) {
         float* values = out.data() + row * view.cols;
-        current_ops().hadamard_back(values, view.signs.data(), view.cols, values);
+        current_ops().hadamard_back(values, signs.data(), view.cols, values);
       }
     });
   }
@@ -265,9 +267,10 @@ void bind_gguf(nb::module_& m) {
       "Tensor bytes as float32 [rows, cols].");
   m.def(
       "rotate",
-      [](const Matrix& matrix, const Signs& signs, bool back, int threads) {
+      [](const Matrix& matrix, const Signs& first, bool back, int threads) {
         const auto rows = static_cast<int64_t>(matrix.shape(0)), cols = static_cast<int64_t>(matrix.shape(1));
-        check_rotation(cols, signs);
+        check_rotation(cols, first);
+        const std::vector<float> signs(first.data(), first.data() + cols);
         Floats out = new_floats(rows, cols);
         nb::gil_scoped_release release;
         const auto turn = back ? current_ops().hadamard_back : current_ops().hadamard;

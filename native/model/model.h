@@ -168,7 +168,7 @@ class Model {
   std::optional<ScreenedHead> screen_;     // of output_ or embedding_
   std::vector<float> output_norm_;         // [hidden]
   std::vector<Layer> layers_;
-  std::vector<int8_t> rotation_signs_;  // [widest rotated matrix]
+  std::vector<float> rotation_signs_;  // [widest rotated matrix] 1 or -1
   RopeTable rope_;
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<Scratch> scratch_;

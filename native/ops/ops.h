@@ -46,11 +46,11 @@ struct OpsTable {
   void (*swiglu)(float* gate, const float* up, int64_t n);
   /// Rotates the halves of each head (NeoX form), times `scale`. cosines, sines: [head_dim / 2]
   void (*rope)(float* x, int heads, int head_dim, const float* cosines, const float* sines, float scale);
-  /// Blocks of 128 values with their signs, Hadamard-transformed and divided by sqrt(128): gguf/rotation.h.
-  /// n: a multiple of 128. The same bits on every instruction set. `out` may be x.
-  void (*hadamard)(const float* x, const int8_t* signs, int64_t n, float* out);
+  /// Blocks of 128 values times signs (1.0 or -1.0), Hadamard-transformed and divided by sqrt(128):
+  /// gguf/rotation.h. n: a multiple of 128. The same bits on every instruction set. `out` may be x.
+  void (*hadamard)(const float* x, const float* signs, int64_t n, float* out);
   /// The way back: the transform first, then the signs.
-  void (*hadamard_back)(const float* x, const int8_t* signs, int64_t n, float* out);
+  void (*hadamard_back)(const float* x, const float* signs, int64_t n, float* out);
   /// Writes one position's key and value (each [head_dim]) into a page. A q8 or q4 page keeps the key less
   /// `centre` [head_dim], which is the same for all positions of a page and stored with its first.
   void (*store_kv)(const KvPage& page, KvType type, int position, const float* key, const float* value,

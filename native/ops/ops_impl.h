@@ -67,13 +67,6 @@ void rope(float* x, int heads, int head_dim, const float* cosines, const float* 
   }
 }
 
-Wide load_signs(const int8_t* signs) {
-  using Signs = int8_t __attribute__((vector_size(kWidth)));
-  Signs v;
-  std::memcpy(&v, signs, sizeof v);
-  return __builtin_convertvector(v, Wide);
-}
-
 template <int kDistance, size_t... kLane>
 Wide swapped(Wide v, std::index_sequence<kLane...>) {
   return __builtin_shufflevector(v, v, (kLane ^ kDistance)...);
@@ -98,18 +91,18 @@ Wide hadamard_lanes(Wide v) {
 
 // In the order of hadamard() on floats: its bits.
 template <bool kSignsFirst>
-void hadamard_blocks(const float* x, const int8_t* signs, int64_t n, float* out) {
+void hadamard_blocks(const float* x, const float* signs, int64_t n, float* out) {
   constexpr int kRegistersOf = gguf::kRotationBlock / kWidth;
   const float scale = 1.0f / std::sqrt(static_cast<float>(gguf::kRotationBlock));
   for (int64_t block = 0; block < n; block += gguf::kRotationBlock) {
     Wide v[kRegistersOf];
     for (int i = 0; i < kRegistersOf; ++i) {
       const Wide values = load_wide(x + block + i * kWidth);
-      v[i] = hadamard_lanes<1>(kSignsFirst ? values * load_signs(signs + block + i * kWidth) : values);
+      v[i] = hadamard_lanes<1>(kSignsFirst ? values * load_wide(signs + block + i * kWidth) : values);
     }
     hadamard(v, kRegistersOf);
     for (int i = 0; i < kRegistersOf; ++i) {
-      const Wide values = kSignsFirst ? v[i] : v[i] * load_signs(signs + block + i * kWidth);
+      const Wide values = kSignsFirst ? v[i] : v[i] * load_wide(signs + block + i * kWidth);
       store_wide(out + block + i * kWidth, values * scale);
     }
   }

@@ -9,6 +9,7 @@ import pytest
 
 from bitqwen.calibrate import Calibration
 from bitqwen.checkpoints import open_checkpoint
+from bitqwen.cli.inspection import inspect_path
 from bitqwen.convert import convert
 from bitqwen.engine import Model
 from bitqwen.errors import ModelFileError
@@ -76,6 +77,11 @@ def test_quantised_matrices_are_named_beside_their_signs(rotated):
     assert signs.shape == (512,)
     assert set(signs.tolist()) == {1, -1}
     assert rotated.report.nbytes == rotated.path.stat().st_size
+
+
+def test_inspect_tells_which_they_are(rotated):
+    shown = {tensor.name for tensor in inspect_path(rotated.path).tensors if tensor.rotated}
+    assert shown == set(GGUFFile(rotated.path).metadata[ROTATED])
 
 
 def test_a_matrix_is_read_in_its_own_columns(rotated):

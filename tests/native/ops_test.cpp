@@ -178,8 +178,8 @@ TEST_CASE(
     "hadamard is the signs and the transform of each 128 values, with one result on all instruction sets") {
   const int64_t n = 384;
   const std::vector<float> x = normal(static_cast<size_t>(n), 9, 3.0f), chance = normal(x.size(), 10);
-  std::vector<int8_t> signs(x.size());
-  std::ranges::transform(chance, signs.begin(), [](float v) { return v < 0.0f ? -1 : 1; });
+  std::vector<float> signs(x.size());
+  std::ranges::transform(chance, signs.begin(), [](float v) { return v < 0.0f ? -1.0f : 1.0f; });
   std::vector<float> first(x.size()), back(x.size());
   baseline_ops().hadamard(x.data(), signs.data(), n, first.data());
   for (int64_t i = 0; i < n; ++i) {

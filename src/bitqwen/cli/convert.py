@@ -79,8 +79,8 @@ def convert(
         typer.Option(
             "--recipe",
             help="How a calibrated conversion quantises: fit, or fit+STEP[:NUMBER]+... with the steps "
-            "propagate, gptq, descent, codes and distil; by default fit+gptq+descent+distil, and fit with "
-            "an imatrix.",
+            "rotate, propagate, gptq, descent, codes and distil; by default "
+            "fit+rotate+gptq+descent+distil, and fit with an imatrix.",
             metavar="CHAIN",
             show_default=False,
         ),

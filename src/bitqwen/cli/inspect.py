@@ -172,6 +172,9 @@ def _print(found: Inspection, need: dict[str, int] | None, kv: KvType, *, with_t
     facts.add_row("file", f"{terminal.size(found.file_bytes)} ({found.file_bytes:,} bytes)")
     facts.add_row("weights", f"{total.weights:,} in {total.tensors} tensors")
     facts.add_row("bits per weight", f"{total.bits_per_weight:.3f}")
+    rotated = sum(tensor.rotated for tensor in found.tensors)
+    if rotated:
+        facts.add_row("rotated", f"{rotated} matrices, their columns mixed by a Hadamard matrix")
     out.print(facts)
 
     types = Table(box=None, pad_edge=False, header_style="bold")
@@ -201,7 +204,8 @@ def _tensor_table(found: Inspection) -> Any:
     for heading in ("tensor", "type", "shape", "bytes"):
         table.add_column(heading, justify="right" if heading in {"shape", "bytes"} else "left", no_wrap=True)
     for tensor in found.tensors:
-        table.add_row(tensor.name, tensor.type, " x ".join(map(str, tensor.shape)), f"{tensor.nbytes:,}")
+        kind = f"{tensor.type}, rotated" if tensor.rotated else tensor.type
+        table.add_row(tensor.name, kind, " x ".join(map(str, tensor.shape)), f"{tensor.nbytes:,}")
     return table
 
 

@@ -12,7 +12,7 @@ from bitqwen.engine import head, memory
 from bitqwen.engine.cache import KvType
 from bitqwen.engine.model import DEFAULT_CONTEXT
 from bitqwen.errors import UnsupportedModelError, UsageError
-from bitqwen.gguf import GGUFFile, TensorType
+from bitqwen.gguf import GGUFFile, TensorType, keys
 from bitqwen.models.qwen2 import Qwen2Config
 from bitqwen.models.registry import ARCHITECTURES, config_from_hf
 
@@ -25,12 +25,16 @@ _TORCH_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 class Tensor(NamedTuple):
-    """One tensor; ``shape`` with rows first, ``nbytes`` as it lies in the file."""
+    """One tensor; ``shape`` with rows first, ``nbytes`` as it lies in the file.
+
+    ``rotated``: whether it is stored in rotated columns (docs/file-format.md).
+    """
 
     name: str
     type: str
     shape: tuple[int, ...]
     nbytes: int
+    rotated: bool = False
 
     @property
     def weights(self) -> int:
@@ -235,8 +239,10 @@ def _gguf(path: Path) -> Inspection:
             config, unsupported = ARCHITECTURES[architecture].from_gguf(file.metadata, file.tensors), ""
         except UnsupportedModelError as error:
             unsupported = error.message
+    rotated = set(file.metadata.get(keys.ROTATED, ()))
     tensors = [
-        Tensor(info.name, _type_name(info.type), info.shape, info.nbytes) for info in file.tensors.values()
+        Tensor(info.name, _type_name(info.type), info.shape, info.nbytes, info.name in rotated)
+        for info in file.tensors.values()
     ]
     unread = sorted({tensor.type for tensor in tensors} - set(TensorType.__members__))
     if unread:

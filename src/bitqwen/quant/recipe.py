@@ -23,7 +23,7 @@ from .schemes import TensorPlan
 from .sweeps import shrunk
 from .vector_sweeps import Vectors, is_vector_type
 
-DEFAULT_RECIPE = "fit+gptq+descent+distil"
+DEFAULT_RECIPE = "fit+rotate+gptq+descent+distil"
 # A few ten thousand tokens say little about thousands of columns: with less, sweeps learn the text by heart.
 # See docs/quality.md.
 _DAMPING = 0.3
