@@ -3,8 +3,8 @@
 The weights are random, of a checkpoint that is made up as it is read, and the tokens as many as a conversion
 takes. Head and embedding, distillation and the measurement of sensitivities are not in it.
 
-    python benchmarks/layer_cost.py SIZE [SIZE ...] [--type V3] [--tokens 16384] [--recipe fit+gptq+descent]
-        [--save FILE]
+    python benchmarks/layer_cost.py SIZE [SIZE ...] [--type V3] [--tokens 16384]
+        [--recipe fit+rotate+gptq+descent] [--save FILE]
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("sizes", nargs="+", choices=SIZES, metavar="SIZE", help=", ".join(SIZES))
     parser.add_argument("--type", default="V3", choices=[each.name for each in TensorType])
     parser.add_argument("--tokens", type=int, default=DEFAULT_TOKENS)
-    parser.add_argument("--recipe", default="fit+gptq+descent")
+    parser.add_argument("--recipe", default="fit+rotate+gptq+descent")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
     about = machine.describe()

@@ -8,8 +8,8 @@ measured, and a run goes on where another one stopped; what all files need (sens
 that two files store alike) is made once.
 
     python benchmarks/quality.py LLAMA_QUANTIZE [SOURCE] [--work FOLDER] [--types Q2_K,Q4_K_M] [--save FILE]
-        [--side llama.cpp|bitqwen|both] [--tokens 16384] [--recipe fit+rotate+gptq+descent+distil] [--chunks 6]
-        [--text NAME=PATH ...] [--keep]
+        [--side llama.cpp|bitqwen|both] [--tokens 16384] [--recipe fit+rotate+gptq+descent+distil]
+        [--chunks 6] [--text NAME=PATH ...] [--keep]
     python benchmarks/quality.py --show FILE
 """
 

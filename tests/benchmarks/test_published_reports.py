@@ -76,12 +76,13 @@ def test_look_up_or_multiply_add(script):
 
 def test_what_rotations_were_measured_to_do():
     page = (ROOT / "docs/quality.md").read_text(encoding="utf-8")
-    found = sorted((ROOT / "benchmarks/results").glob("*-rotations.json"))
-    assert len(found) == 2  # by a fit and by the sweeps
-    for path in found:
-        results = json.loads(path.read_text(encoding="utf-8"))["results"]
-        shares = (f"{kind.removesuffix('_proj')} {share:.2f}" for kind, share in results["kinds"].items())
-        assert ", ".join(shares) in page
+    path = ROOT / "benchmarks/results/2026-11-30-rotations.json"
+    results = json.loads(path.read_text(encoding="utf-8"))["results"]
+    shares = (f"{kind.removesuffix('_proj')} {share:.2f}" for kind, share in results["kinds"].items())
+    assert ", ".join(shares) in page
+    before, turned = results["files"]["nothing"], results["files"]["everything"]
+    for text in before:
+        assert f"from {before[text]['kl']:.3f} to {turned[text]['kl']:.3f} in {text}" in page
 
 
 def test_what_triples_were_estimated_to_give():
