@@ -69,7 +69,11 @@ void rope(float* x, int heads, int head_dim, const float* cosines, const float* 
 
 template <int kDistance, size_t... kLane>
 Wide swapped(Wide v, std::index_sequence<kLane...>) {
+#if defined(__clang__)
   return __builtin_shufflevector(v, v, (kLane ^ kDistance)...);
+#else  // gcc has that one since version 12
+  return __builtin_shuffle(v, WideInts{(kLane ^ kDistance)...});
+#endif
 }
 
 template <int kDistance, size_t... kLane>

@@ -174,7 +174,9 @@ def test_tensors_of_types_that_are_never_read(bitqwen, tiny_checkpoint):
     header = {"position_ids": {"dtype": "I64", "shape": [3], "data_offsets": [0, 24]}}
     (folder / "model.safetensors").write_bytes(safetensors_bytes(header, bytes(24)))
     found = json.loads(bitqwen("inspect", folder, "--json", "--tensors").stdout)
-    assert found["tensor_list"] == [{"name": "position_ids", "type": "I64", "shape": [3], "nbytes": 24}]
+    assert found["tensor_list"] == [
+        {"name": "position_ids", "type": "I64", "shape": [3], "nbytes": 24, "rotated": False}
+    ]
 
 
 def test_fit_shows_what_was_measured_at_the_size_it_was_measured_on(bitqwen, tiny_gguf):

@@ -121,4 +121,17 @@ inline std::vector<uint8_t> sample_file() {
   return out.data;
 }
 
+/// A well-formed file with a rotated matrix of 128 columns, and more signs than it needs.
+inline std::vector<uint8_t> rotated_file() {
+  using gguf::ValueType;
+  Bytes out = header(2, 1);
+  out.string("bitqwen.rotated").type(ValueType::kArray).array(ValueType::kString, 1).string("a.weight");
+  tensor_info(out, "rotation.signs", {160}, 24, 0);
+  tensor_info(out, "a.weight", {128, 1}, 1, 160);
+  out.pad(32);
+  for (int i = 0; i < 160; ++i) out.number<int8_t>(i % 3 == 0 ? -1 : 1);
+  for (int i = 0; i < 128; ++i) out.number<uint16_t>(0x3c00);
+  return out.data;
+}
+
 }  // namespace bitqwen::test

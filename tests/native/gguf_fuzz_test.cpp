@@ -86,6 +86,8 @@ double read_all(const gguf::File& file) {
       continue;
     }
     const gguf::TensorView view = file.view(tensor);
+    for (const int8_t sign : view.signs) total += sign;
+    CHECK((view.signs.empty() || view.signs.size() == static_cast<size_t>(view.cols)));
     CHECK(view.bytes.size() == static_cast<uint64_t>(view.rows * view.row_bytes()));
     for (size_t at = 0; at < view.bytes.size(); at += info->block_bytes) {
       gguf::dequantize(info->type, view.bytes.data() + at, info->block_size, values.data(),
@@ -130,33 +132,37 @@ class Target {
   int descriptor_;
 };
 
+std::array<std::vector<uint8_t>, 2> samples() { return {test::sample_file(), test::rotated_file()}; }
+
 constexpr std::array<uint64_t, 10> kEvil = {
     0,          1,          0x7fffffff, 0xffffffff,         0x100000000, 0x7fffffffffffffff,
     UINT64_MAX, 1ull << 63, 1ull << 61, UINT64_MAX / 18 + 1};
 
 }  // namespace
 
-TEST_CASE("the sample itself is well-formed") {
+TEST_CASE("the samples themselves are well-formed") {
   Target target;
-  CHECK(target.opens(test::sample_file()));
+  for (const std::vector<uint8_t>& sample : samples()) CHECK(target.opens(sample));
 }
 
 TEST_CASE("a file cut anywhere is refused") {
   Target target;
-  const std::vector<uint8_t> sample = test::sample_file();
-  for (size_t length = 0; length < sample.size(); ++length) {
-    CHECK_FALSE(target.opens({sample.begin(), sample.begin() + static_cast<ptrdiff_t>(length)}));
+  for (const std::vector<uint8_t>& sample : samples()) {
+    for (size_t length = 0; length < sample.size(); ++length) {
+      CHECK_FALSE(target.opens({sample.begin(), sample.begin() + static_cast<ptrdiff_t>(length)}));
+    }
   }
 }
 
 TEST_CASE("any byte may be any other") {
   Target target;
-  const std::vector<uint8_t> sample = test::sample_file();
-  for (size_t at = 0; at < sample.size(); ++at) {
-    for (const int value : {0x00, 0x01, 0x7f, 0x80, 0xff, sample[at] ^ 1, sample[at] ^ 0x20}) {
-      std::vector<uint8_t> bytes = sample;
-      bytes[at] = static_cast<uint8_t>(value);
-      target.opens(bytes);
+  for (const std::vector<uint8_t>& sample : samples()) {
+    for (size_t at = 0; at < sample.size(); ++at) {
+      for (const int value : {0x00, 0x01, 0x7f, 0x80, 0xff, sample[at] ^ 1, sample[at] ^ 0x20}) {
+        std::vector<uint8_t> bytes = sample;
+        bytes[at] = static_cast<uint8_t>(value);
+        target.opens(bytes);
+      }
     }
   }
   CHECK(target.accepted > 0);
@@ -165,13 +171,14 @@ TEST_CASE("any byte may be any other") {
 
 TEST_CASE("counts, lengths and offsets at the edges of their types") {
   Target target;
-  const std::vector<uint8_t> sample = test::sample_file();
-  for (size_t at = 0; at + 8 <= sample.size(); ++at) {
-    for (const uint64_t value : kEvil) {
-      for (const size_t width : {4, 8}) {
-        std::vector<uint8_t> bytes = sample;
-        std::memcpy(bytes.data() + at, &value, width);
-        target.opens(bytes);
+  for (const std::vector<uint8_t>& sample : samples()) {
+    for (size_t at = 0; at + 8 <= sample.size(); ++at) {
+      for (const uint64_t value : kEvil) {
+        for (const size_t width : {4, 8}) {
+          std::vector<uint8_t> bytes = sample;
+          std::memcpy(bytes.data() + at, &value, width);
+          target.opens(bytes);
+        }
       }
     }
   }
@@ -180,11 +187,11 @@ TEST_CASE("counts, lengths and offsets at the edges of their types") {
 
 TEST_CASE("bytes flipped, put in, taken out and repeated, several at once") {
   Target target;
-  const std::vector<uint8_t> sample = test::sample_file();
+  const auto all = samples();
   std::mt19937_64 random(20);
   const auto below = [&](size_t n) { return static_cast<size_t>(random() % n); };
   for (int round = 0; round < 20'000; ++round) {
-    std::vector<uint8_t> bytes = sample;
+    std::vector<uint8_t> bytes = all[static_cast<size_t>(round) % all.size()];
     for (size_t change = 0, changes = 1 + below(6); change < changes && !bytes.empty(); ++change) {
       const auto at = bytes.begin() + static_cast<ptrdiff_t>(below(bytes.size()));
       const auto run =

@@ -113,6 +113,17 @@ TEST_CASE("a type that is not read is listed, and refused when it is used") {
   CHECK(kind_of([&] { file.view(*tensor); }) == ErrorKind::kUnsupported);
 }
 
+TEST_CASE("a rotated matrix comes with the signs of its columns") {
+  const TemporaryFile path("rotated", rotated_file());
+  const File file(path.path());
+  CHECK(file.rotation_signs().size() == 160);
+  const gguf::TensorView view = file.view(*file.find_tensor("a.weight"));
+  REQUIRE(view.signs.size() == 128);
+  CHECK(view.signs[0] == -1);
+  CHECK(view.signs[1] == 1);
+  CHECK(file.view(*file.find_tensor("rotation.signs")).signs.empty());
+}
+
 TEST_CASE("only regular files that can be read are opened") {
   CHECK(kind_of([] { File("/nonexistent/model.gguf"); }) == ErrorKind::kFile);
   CHECK(kind_of([] { File(std::filesystem::temp_directory_path().string()); }) == ErrorKind::kFile);
