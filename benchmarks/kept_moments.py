@@ -167,6 +167,9 @@ def _write(path: Path, note: Mapping[str, object]) -> None:
 class MomentsEncoder:
     """Quantises matrices with kept moments.
 
+    Attributes:
+        kept: the moments.
+
     Args:
         checkpoint: the source.
         kept: moments of its inputs.

@@ -99,7 +99,7 @@ class Library:
 
     def head(self) -> Quantizer:
         """Rows of the head; they are not kept."""
-        return self._encoder.head(self._rotation_of(self._encoder.kept.head))
+        return self._encoder.head(self.rotation.of_matrix(self._encoder.kept.head))
 
     def refine(self, output: Path, progress: Callable[[str], None]) -> None:
         """Distils the complete draft."""
@@ -114,11 +114,8 @@ class Library:
     def finish(self) -> None:
         """Everything stays for the next file."""
 
-    def _rotation_of(self, name: str) -> Rotation | None:
-        return self.rotation if name in self.rotation.names else None
-
     def _get(self, name: str, plan: TensorPlan) -> Encoded:
-        rotation = self._rotation_of(name)
+        rotation = self.rotation.of_matrix(name)
         parts = [name, plan.tensor_type.name, plan.method, *(["rotated"] if rotation else [])]
         path = self._folder / f"{'-'.join(parts)}.npz"
         if path.exists():

@@ -121,7 +121,7 @@ class CalibratedEncoder:
         if self._recipe.needs_moments:
             moments = second_moments(x)
             statistics = Statistics(noise_weights(np.diag(moments)), moments)
-            return self._recipe.quantizer(statistics, self._rotation_of(name))
+            return self._recipe.quantizer(statistics, self.rotation.of_matrix(name))
         return self._recipe.quantizer(Statistics(noise_weights(importance)))
 
     def refine(self, output: Path, progress: Callable[[str], None]) -> None:
@@ -211,7 +211,7 @@ class CalibratedEncoder:
                         )
                 encoded[name] = self._quantise(name, matrix, statistics)
                 weights[name] = decoded(
-                    encoded[name], self._plans[name].tensor_type, matrix.shape, self._rotation_of(name)
+                    encoded[name], self._plans[name].tensor_type, matrix.shape, self.rotation.of_matrix(name)
                 )
                 if moments is not None:
                     self.lost_outputs[name] = lost_share(matrix, weights[name], moments)
@@ -231,7 +231,7 @@ class CalibratedEncoder:
             plan.tensor_type,
             method=plan.method,
             statistics=statistics,
-            rotation=self._rotation_of(name),
+            rotation=self.rotation.of_matrix(name),
             threads=self._threads,
         )
         if not (np.isfinite(result.energy) and np.isfinite(result.error)):
@@ -240,9 +240,6 @@ class CalibratedEncoder:
                 hint="The checkpoint is damaged: fetch it again, or use a scheme of another type.",
             )
         return result
-
-    def _rotation_of(self, name: str) -> Rotation | None:
-        return self.rotation if name in self.rotation.names else None
 
     def _key(self) -> str:
         origin = self._checkpoint.provenance

@@ -65,6 +65,10 @@ class Rotation:
         """Of a file without rotated matrices."""
         return cls(frozenset(), np.zeros(0, np.int8))
 
+    def of_matrix(self, name: str) -> Rotation | None:
+        """This one if the matrix is rotated, by its Hugging Face name."""
+        return self if name in self.names else None
+
     def turned(self, rows: Matrix, *, threads: int = 0) -> Matrix:
         """Rows of a matrix, or inputs, in rotated columns: float32 [rows, cols]."""
         return _native.rotate(np.ascontiguousarray(rows, np.float32), self.signs, threads=threads)
