@@ -47,7 +47,7 @@ def test_quality_beside_llama_cpp(script, capsys):
 def test_what_each_step_is_worth(script, capsys):
     path = ROOT / "benchmarks/results/2026-11-29-recipe-steps.json"
     script("recipe_steps").show(json.loads(path.read_text(encoding="utf-8"))["results"])
-    assert capsys.readouterr().out.strip() in (ROOT / "docs/quality.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out.strip() in (ROOT / "docs/quantising.md").read_text(encoding="utf-8")
 
 
 def test_files_on_humaneval(script, capsys):
@@ -75,7 +75,7 @@ def test_look_up_or_multiply_add(script):
 
 
 def test_what_rotations_were_measured_to_do():
-    page = (ROOT / "docs/quality.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/quantising.md").read_text(encoding="utf-8")
     path = ROOT / "benchmarks/results/2026-11-30-rotations.json"
     results = json.loads(path.read_text(encoding="utf-8"))["results"]
     shares = (f"{kind.removesuffix('_proj')} {share:.2f}" for kind, share in results["kinds"].items())
@@ -88,7 +88,7 @@ def test_what_rotations_were_measured_to_do():
 def test_what_triples_were_estimated_to_give():
     path = ROOT / "benchmarks/results/2026-11-30-triples.json"
     results = json.loads(path.read_text(encoding="utf-8"))["results"]
-    page = (ROOT / "docs/quality.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/quantising.md").read_text(encoding="utf-8")
     assert f"would lose {results['ratio']:.2f} times" in page
     for nbytes in ("511000000", "450000000"):
         size = results["sizes"][nbytes]

@@ -32,7 +32,7 @@ Array = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
 _TARGETS, _STATE = "distil-targets.npy", "distil-state.npz"  # of a run that is interrupted
-# Of the text, from its beginning: half as many give back nearly as much (docs/quality.md).
+# Of the text, from its beginning: half as many give back nearly as much (docs/quantising.md).
 MOST_TOKENS = 8192
 STEP_TOKENS = 512  # whose gradients are taken together, at the least one chunk
 # By what share a value moves in a step, about, at a divergence of one nat. It goes with the divergence's

@@ -85,7 +85,7 @@ def damped(moments: Matrix, damping: float) -> Matrix:
 
     The first keeps what each column weighs, however uneven that is; the second gives columns that were hardly
     seen some weight. Together they leave less on texts that were not calibrated on than either alone
-    (docs/quality.md).
+    (docs/quantising.md).
     """
     diagonal = np.diag(moments).copy()
     out: Matrix = moments * np.float32(1.0 - damping)
