@@ -28,7 +28,7 @@ from bitqwen.calibrate.encoder import CalibratedEncoder
 from bitqwen.gguf import TensorType
 from bitqwen.kernels.presets import SIZES, preset
 from bitqwen.models.qwen2 import Qwen2Config
-from bitqwen.quant import Recipe, TensorPlan
+from bitqwen.quant import Recipe, Rotation, TensorPlan
 
 CHUNK = 512
 _VOCABULARY = 4096  # rows that the layer never sees need not be made up
@@ -66,12 +66,15 @@ def measure(size: str, tensor_type: str, tokens: int, recipe: str) -> dict[str, 
     plan = TensorPlan(kind, "lloyd" if tensor_type.startswith("V") else "mse")
     plans = {spec.hf_name: plan for spec in config.tensors() if spec.role == "matrix"}
     ids = np.random.default_rng(0).integers(0, _VOCABULARY, (tokens // CHUNK, CHUNK))
+    chosen = Recipe.parse(recipe)
+    cols = {spec.hf_name: spec.shape[1] for spec in config.tensors() if spec.role == "matrix"}
     encoder = CalibratedEncoder(
         RandomWeights(config),  # type: ignore[arg-type]  # it has all that a layer's weights are asked for
         config,
         plans,
         ids,
-        Recipe.parse(recipe),
+        chosen,
+        rotation=Rotation.of(plans, cols) if chosen.rotate else None,
         first_weights=dict.fromkeys(plans, 1.0),
     )
     started, used = time.perf_counter(), time.process_time()

@@ -72,7 +72,8 @@ class Library:
         self.draft: Path | None = None
         self._plans: Mapping[str, TensorPlan] = {}
         self.lost_outputs: dict[str, float] = {}
-        self.rotation = Rotation.none()
+        self.rotates = Recipe.parse(comparison.recipe).rotate
+        self._rotation = Rotation.none()
         folder.mkdir(parents=True, exist_ok=True)
 
     def start(
@@ -80,16 +81,14 @@ class Library:
         checkpoint: Checkpoint,
         config: Qwen2Config,
         plans: Mapping[str, TensorPlan],
+        rotation: Rotation,
         *,
         output: Path,
         threads: int,
     ) -> Library:
         """Begins a file."""
-        self._plans = plans
-        recipe = Recipe.parse(self._comparison.recipe)
-        self.draft = output.with_suffix(".draft") if recipe.distil else None
-        cols = {spec.hf_name: spec.shape[1] for spec in config.tensors() if spec.hf_name in plans}
-        self.rotation = Rotation.of(plans, cols) if recipe.rotate else Rotation.none()
+        self._plans, self._rotation = plans, rotation
+        self.draft = output.with_suffix(".draft") if Recipe.parse(self._comparison.recipe).distil else None
         return self
 
     def layer(self, layer: int) -> dict[str, Encoded]:
@@ -99,7 +98,7 @@ class Library:
 
     def head(self) -> Quantizer:
         """Rows of the head; they are not kept."""
-        return self._encoder.head(self.rotation.of_matrix(self._encoder.kept.head))
+        return self._encoder.head(self._rotation.of_matrix(self._encoder.kept.head))
 
     def refine(self, output: Path, progress: Callable[[str], None]) -> None:
         """Distils the complete draft."""
@@ -115,7 +114,7 @@ class Library:
         """Everything stays for the next file."""
 
     def _get(self, name: str, plan: TensorPlan) -> Encoded:
-        rotation = self.rotation.of_matrix(name)
+        rotation = self._rotation.of_matrix(name)
         parts = [name, plan.tensor_type.name, plan.method, *(["rotated"] if rotation else [])]
         path = self._folder / f"{'-'.join(parts)}.npz"
         if path.exists():

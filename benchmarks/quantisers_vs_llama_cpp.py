@@ -81,6 +81,7 @@ class FirstLayers:
     """A calibration for ``convert`` that quantises the first layers in one of the ways."""
 
     settings: Mapping[str, str] = {}
+    rotates = False  # llama.cpp's way has none
     draft = None
 
     def __init__(self, way: str, layers: int, swept: Mapping[str, Encoded], importance: Mapping[str, Array]):
@@ -88,7 +89,7 @@ class FirstLayers:
         self.lost_outputs: dict[str, float] = {}
 
     def start(
-        self, checkpoint: Checkpoint, config: Qwen2Config, plans: Mapping[str, TensorPlan], **_: Any
+        self, checkpoint: Checkpoint, config: Qwen2Config, plans: Mapping[str, TensorPlan], *_: Any, **__: Any
     ) -> FirstLayers:
         """Begins a conversion."""
         self.checkpoint, self.plans = checkpoint, plans

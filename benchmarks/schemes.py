@@ -45,7 +45,6 @@ def main() -> None:
         "model": MODEL,
         "hidden_size": config.hidden_size,
         "layers": config.layers,
-        "date": about["date"][:10],
         "settings": settings,
         "schemes": {},
     }
@@ -64,6 +63,7 @@ def main() -> None:
             "kl": {name: round(each["kl"], 5) for name, each in found["texts"].items()},
             "same_top": {name: round(each["same_top"], 4) for name, each in found["texts"].items()},
             "nbytes": found["bytes"],
+            "date": about["date"][:10],
         }
         options.save.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         print(f"| {scheme} | {found['bytes'] / 1e6:.0f} | {document['schemes'][scheme]['kl']} |", flush=True)

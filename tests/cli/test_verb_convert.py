@@ -197,6 +197,7 @@ def test_a_receipt_that_does_not_fit_is_left_out_and_said(tiny_folder, tmp_path,
         (["--recipe", "fit+magic"], "'magic' is not known"),
         (["--calibration", "/no/such/file"], "/no/such/file"),
         (["--calibration", "default", "--calibration-tokens", "3"], "allowed: 512"),
+        (["--calibration", "imatrix.gguf", "--recipe", "fit+gptq"], "its recipe is fit+rotate or fit."),
     ],
 )
 def test_calibrations_that_will_not_do(bitqwen, tiny_folder, tmp_path, arguments, words):

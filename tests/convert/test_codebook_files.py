@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bitqwen.calibrate import Calibration
 from bitqwen.checkpoints import open_checkpoint
 from bitqwen.convert import convert
 from bitqwen.engine import Model
@@ -14,12 +15,16 @@ from bitqwen.gguf import GGUFFile, GGUFWriter, TensorType, codebook_name
 SMALL = {"hidden": 256, "intermediate": 512, "layers": 2}
 SCHEMES = {"v2": TensorType.V2, "v2.5": TensorType.V2_5, "v3": TensorType.V3}
 GATE, GATE_CODEBOOK = "blk.0.ffn_gate.weight", "blk.0.ffn_gate.codebook"
+# A recipe without `rotate`: files of rotated columns have tests of their own.
+FIT = Calibration(
+    text="def add(first, second):\n    return first + second\n\n" * 40, tokens=512, recipe="fit"
+)
 
 
 @pytest.fixture(scope="module", params=SCHEMES)
 def converted(request, tiny_checkpoint, tmp_path_factory):
     path = tmp_path_factory.mktemp("codebooks") / "out.gguf"
-    report = convert(tiny_checkpoint(**SMALL, tied=True).folder, path, request.param)
+    report = convert(tiny_checkpoint(**SMALL, tied=True).folder, path, request.param, calibration=FIT)
     return request.param, path, report
 
 

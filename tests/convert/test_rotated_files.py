@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -40,6 +41,15 @@ def mixed(source, tensor_type=TensorType.V3):
         if name.endswith("v_proj.weight"):
             plans[name] = TensorPlan(TensorType.Q4_K, "mse")
     return plans
+
+
+def importance_matrix(source, folder, recipe="fit+rotate"):
+    """A calibration by what a text's inputs are, column by column."""
+    found = folder / "imatrix.gguf"
+    convert(
+        source.folder, folder / "unused.gguf", "q8_0", calibration=calibration("fit", save_importance=found)
+    )
+    return Calibration(importance=found, recipe=recipe)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
@@ -154,6 +164,33 @@ def test_an_interrupted_conversion_goes_on_to_the_same_bytes(rotated, tmp_path):
         convert(rotated.source.folder, path, progress=stop, **options)
     convert(rotated.source.folder, path, **options)
     assert path.read_bytes() == rotated.path.read_bytes()
+
+
+@pytest.mark.parametrize("known", ["nothing", "importance"])
+def test_files_that_no_text_was_used_for_are_rotated_too(tiny_checkpoint, tmp_path, known):
+    source = tiny_checkpoint(**SMALL)
+    path, plans = tmp_path / "out.gguf", mixed(source)
+    chosen = None if known == "nothing" else importance_matrix(source, tmp_path)
+    convert(source.folder, path, plans=plans, calibration=chosen)
+    file, checkpoint = GGUFFile(path), open_checkpoint(path)
+    assert len(file.metadata[ROTATED]) == 2 * 7 + 1
+    if chosen:
+        assert json.loads(file.metadata["bitqwen.settings"])["recipe"] == "fit+rotate"
+    for name, wanted in source.weights.items():
+        if name in plans:
+            found = checkpoint.read(name)
+            assert np.square(found - wanted).sum() < 0.05 * np.square(wanted).sum(), name
+    ids = list(range(5, 45))
+    ours = Model.open(path, context=64).logits(ids)
+    theirs = Model.open(in_float(path, tmp_path / "float.gguf"), context=64).logits(ids)
+    assert np.square(ours - theirs).sum() < 1e-3 * np.square(theirs).sum()
+
+
+def test_an_importance_matrix_fits_without_turning_too(tiny_checkpoint, tmp_path):
+    source = tiny_checkpoint(**SMALL)
+    path, chosen = tmp_path / "out.gguf", importance_matrix(source, tmp_path, "fit")
+    convert(source.folder, path, plans=mixed(source), calibration=chosen)
+    assert ROTATED not in GGUFFile(path).metadata
 
 
 def test_files_that_other_programs_read_are_not_rotated(tiny_checkpoint, tmp_path):

@@ -17,10 +17,11 @@ def test_they_are_of_schemes_that_exist_and_of_the_size_they_name():
     config = preset("1.5b")
     assert found.is_of(config)
     assert not found.is_of(preset("7b"))
-    assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", found.date)
     for name, measured in found.schemes.items():
         # A file is its tensors and a vocabulary.
         assert 0 < measured.nbytes - converted_bytes(config, name) < 12e6
+        assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", measured.date)
+        assert measured.date in found.dates
         assert set(measured.kl) == set(measured.same_top) == {"prose", "code"}
         assert measured.worst == max(measured.kl.values()) > 0
 

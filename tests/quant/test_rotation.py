@@ -67,6 +67,15 @@ def test_products_and_their_energy_stay(rotation):
     assert known.samples == 600
 
 
+def test_what_is_known_of_columns_alone_is_shared_out_among_those_they_are_mixed_with(rotation):
+    importance = np.arange(256, dtype=np.float32)
+    known = rotation.statistics(Statistics(importance, None, 9))
+    means = rotation.statistics(Statistics(importance, np.diag(importance))).importance
+    np.testing.assert_allclose(known.importance, means, rtol=1e-4)
+    assert known.moments is None
+    assert known.samples == 9
+
+
 @pytest.mark.parametrize("tensor_type", [TensorType.V2, TensorType.V3, TensorType.Q3_K])
 @pytest.mark.parametrize("recipe", ["fit+rotate", "fit+rotate+gptq+descent"])
 def test_a_recipe_quantises_the_rotated_matrix(rotation, tensor_type, recipe):

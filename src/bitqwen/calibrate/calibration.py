@@ -15,7 +15,7 @@ from bitqwen.convert.calibration import LayerEncoder
 from bitqwen.errors import UsageError
 from bitqwen.generation.tokenizer import Tokenizer
 from bitqwen.models.qwen2 import Qwen2Config
-from bitqwen.quant import DEFAULT_RECIPE, Recipe, TensorPlan
+from bitqwen.quant import DEFAULT_RECIPE, Recipe, Rotation, TensorPlan
 from bitqwen.texts import held_out_in
 
 from .backward import first_token_weights
@@ -47,7 +47,7 @@ class Calibration:
         resume: whether finished layers are kept beside the output until it is complete, so that an
             interrupted conversion goes on where it was.
         importance: an importance matrix (imatrix) in GGUF, of llama.cpp or of bitqwen, that takes the place
-            of text and recipe: matrices are fitted with it.
+            of a text: matrices are fitted with it, and rotated if the recipe says so.
         save_importance: where to write the importance matrix of the text.
         token_ids: the text as token ids, int64 [chunks, chunk], in place of text; those that the model
             wrote itself, see :mod:`bitqwen.calibrate.self_written`.
@@ -83,7 +83,7 @@ class Calibration:
     def settings(self) -> dict[str, str]:
         """What the file's metadata says of it."""
         if self.importance is not None:
-            return {"calibration": "imatrix", "recipe": "fit"}
+            return {"calibration": "imatrix", "recipe": "fit+rotate" if self.rotates else "fit"}
         if self.token_ids is not None:
             return {
                 "calibration": self.origin,
@@ -92,6 +92,11 @@ class Calibration:
             }
         source = "shipped" if self.text is None else hashlib.sha256(self.text.encode()).hexdigest()
         return {"calibration": source, "calibration_tokens": str(self.tokens), "recipe": self.recipe}
+
+    @property
+    def rotates(self) -> bool:
+        """Whether matrices are rotated where that helps."""
+        return Recipe.parse(self.recipe).rotate
 
     def ids(self, checkpoint: Checkpoint) -> npt.NDArray[np.int64]:
         """The text's token ids: int64 [chunks, chunk], taken evenly from all of it.
@@ -125,6 +130,7 @@ class Calibration:
         checkpoint: Checkpoint,
         config: Qwen2Config,
         plans: Mapping[str, TensorPlan],
+        rotation: Rotation,
         *,
         output: Path,
         threads: int,
@@ -137,7 +143,7 @@ class Calibration:
         """
         if self.importance is not None:
             found = load(self.importance)
-            return ImportanceEncoder(checkpoint, config, plans, found, threads=threads)
+            return ImportanceEncoder(checkpoint, config, plans, found, rotation, threads=threads)
         ids = self.ids(checkpoint)
         recipe = Recipe.parse(self.recipe)
         first_weights = self.first_weights
@@ -150,6 +156,7 @@ class Calibration:
             plans,
             ids,
             recipe,
+            rotation=rotation,
             first_weights=first_weights,
             draft=output.with_name(f".{output.name}.draft"),
             resume=output.with_name(f".{output.name}.layers") if self.resume else None,

@@ -42,7 +42,6 @@ class CalibratedEncoder:
             matrix's Hugging Face name.
         lost_outputs: by the same names, the share of the outputs' energy that is lost, tokens counted as they
             were for the recipe, where it needs the second moments.
-        rotation: of the matrices that are stored in rotated columns.
         draft: where the file is written before it is distilled; None for recipes that end with matrices.
     """
 
@@ -54,6 +53,7 @@ class CalibratedEncoder:
         ids: npt.NDArray[np.int64],
         recipe: Recipe,
         *,
+        rotation: Rotation | None = None,
         first_weights: Mapping[str, float] | None = None,
         draft: Path | None = None,
         resume: Path | None = None,
@@ -68,6 +68,7 @@ class CalibratedEncoder:
             plans: how to store each matrix, by its Hugging Face name.
             ids: the calibration text, int64 [chunks, tokens]; tokens of a chunk see each other.
             recipe: how matrices are quantised.
+            rotation: of those that are stored in rotated columns; None for none.
             first_weights: how much a chunk's first token counts for a matrix, by its Hugging Face name, the
                 others counting one; None for all the same.
             draft: where the file may stand before it is distilled, if the recipe says so.
@@ -80,6 +81,7 @@ class CalibratedEncoder:
         self._plans = plans
         self._ids = ids
         self._recipe = recipe
+        self._rotation = rotation or Rotation.none()
         self._threads = threads
         self._first_weights = first_weights
         self._save_importance = save_importance
@@ -89,8 +91,6 @@ class CalibratedEncoder:
         self._kept = None if resume is None else KeptLayers(resume, self._key())
         self.importance: dict[str, Array] = {}
         self.lost_outputs: dict[str, float] = {}
-        cols = {spec.hf_name: spec.shape[1] for spec in config.tensors() if spec.hf_name in plans}
-        self.rotation = Rotation.of(plans, cols) if recipe.rotate else Rotation.none()
 
     def layer(self, layer: int) -> dict[str, Encoded]:
         """The matrices of a layer, by their Hugging Face names; layers are asked for in their order.
@@ -121,7 +121,7 @@ class CalibratedEncoder:
         if self._recipe.needs_moments:
             moments = second_moments(x)
             statistics = Statistics(noise_weights(np.diag(moments)), moments)
-            return self._recipe.quantizer(statistics, self.rotation.of_matrix(name))
+            return self._recipe.quantizer(statistics, self._rotation.of_matrix(name))
         return self._recipe.quantizer(Statistics(noise_weights(importance)))
 
     def refine(self, output: Path, progress: Callable[[str], None]) -> None:
@@ -211,7 +211,7 @@ class CalibratedEncoder:
                         )
                 encoded[name] = self._quantise(name, matrix, statistics)
                 weights[name] = decoded(
-                    encoded[name], self._plans[name].tensor_type, matrix.shape, self.rotation.of_matrix(name)
+                    encoded[name], self._plans[name].tensor_type, matrix.shape, self._rotation.of_matrix(name)
                 )
                 if moments is not None:
                     self.lost_outputs[name] = lost_share(matrix, weights[name], moments)
@@ -231,7 +231,7 @@ class CalibratedEncoder:
             plan.tensor_type,
             method=plan.method,
             statistics=statistics,
-            rotation=self.rotation.of_matrix(name),
+            rotation=self._rotation.of_matrix(name),
             threads=self._threads,
         )
         if not (np.isfinite(result.energy) and np.isfinite(result.error)):

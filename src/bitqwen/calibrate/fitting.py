@@ -44,7 +44,7 @@ _SPARE = 64 << 10
 _NEIGHBOURS = (0.85, 1.15)
 
 # Error feedback and descent leave about so much of what a fit loses on texts not calibrated on
-# (docs/quality.md).
+# (docs/quantising.md).
 _SWEPT, _SWEPT_VECTORS = 0.82, 0.75
 
 
@@ -124,7 +124,7 @@ class Budgets:
         swept = (
             calibration is not None
             and calibration.importance is None
-            and Recipe.parse(calibration.recipe).needs_moments
+            and Recipe.parse(calibration.recipe).sweeps
         )
         self.options: dict[str, list[Option]] = {}
         for place, (name, job) in enumerate(matrices.items()):

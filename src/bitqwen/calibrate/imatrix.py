@@ -18,7 +18,7 @@ from bitqwen.convert.calibration import Quantizer
 from bitqwen.errors import ModelFileError
 from bitqwen.gguf import GGUFFile, GGUFWriter, TensorType
 from bitqwen.models.qwen2 import Qwen2Config
-from bitqwen.quant import Encoded, Recipe, Rotation, Statistics, TensorPlan, quantize
+from bitqwen.quant import Encoded, Recipe, Rotation, Statistics, TensorPlan
 
 from .moments import noise_weights
 
@@ -94,15 +94,17 @@ class ImportanceEncoder:
         config: Qwen2Config,
         plans: Mapping[str, TensorPlan],
         importance: Mapping[str, Array],
+        rotation: Rotation,
         *,
         threads: int = 0,
     ) -> None:
+        self._recipe = Recipe.parse("fit")
+        self._rotation = rotation
         self._checkpoint = checkpoint
         self._plans = plans
         self._threads = threads
         self._importance: dict[str, Array] = {}
         self.lost_outputs: dict[str, float] = {}
-        self.rotation = Rotation.none()
         self.draft: Path | None = None
         for spec in config.tensors():
             if spec.hf_name not in plans:
@@ -125,17 +127,20 @@ class ImportanceEncoder:
             if not name.startswith(f"model.layers.{layer}."):
                 continue
             matrix = self._checkpoint.read(name)
-            statistics = Statistics(self._importance[name])
-            encoded[name] = quantize(
-                matrix, plan.tensor_type, method=plan.method, statistics=statistics, threads=self._threads
+            encode = self._recipe.quantizer(
+                Statistics(self._importance[name]), self._rotation.of_matrix(name)
             )
+            encoded[name] = encode(matrix, plan, self._threads)
             self._checkpoint.release(name)
         return encoded
 
     def head(self) -> Quantizer | None:
         """How rows of the output head are quantised, if the file says what its inputs are."""
-        found = [each for name, each in self._importance.items() if ".layers." not in name]
-        return Recipe.parse("fit").quantizer(Statistics(noise_weights(found[0]))) if found else None
+        for name, importance in self._importance.items():
+            if ".layers." not in name:
+                statistics = Statistics(noise_weights(importance))
+                return self._recipe.quantizer(statistics, self._rotation.of_matrix(name))
+        return None
 
     def refine(self, output: Path, progress: Callable[[str], None]) -> None:
         """Nothing to do: there is no draft."""

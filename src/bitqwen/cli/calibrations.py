@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # What is no file: text that comes with bitqwen, text that the model writes, and both in halves.
 _SHIPPED, _SELF, _DEFAULT = "shipped", "self", "default"
+# What an imatrix suffices for.
+_BY_IMPORTANCE = ("fit+rotate", "fit")
 
 
 def calibration(
@@ -30,12 +32,13 @@ def calibration(
     from bitqwen.texts import read_text
 
     if text is not None and text.endswith(".gguf"):
-        if recipe not in (None, "fit") or save_importance is not None:
+        if recipe not in (None, *_BY_IMPORTANCE) or save_importance is not None:
             raise UsageError(
-                "An imatrix knows how much inputs matter, not how they go together: its recipe is fit.",
+                "An imatrix knows how much inputs matter, not how they go together: its recipe is "
+                f"{' or '.join(_BY_IMPORTANCE)}.",
                 hint="Calibrate on a text for more.",
             )
-        return Calibration(importance=Path(text).expanduser())
+        return Calibration(importance=Path(text).expanduser(), recipe=recipe or _BY_IMPORTANCE[0])
     chain = Recipe.parse(recipe or DEFAULT_RECIPE).text
     own = None if text in (None, _SHIPPED, _SELF, _DEFAULT) else read_text(Path(text).expanduser())
     return Calibration(text=own, tokens=tokens, recipe=chain, resume=True, save_importance=save_importance)

@@ -80,7 +80,7 @@ def convert(
             "--recipe",
             help="How a calibrated conversion quantises: fit, or fit+STEP[:NUMBER]+... with the steps "
             "rotate, propagate, gptq, descent, codes and distil; by default "
-            "fit+rotate+gptq+descent+distil, and fit with an imatrix.",
+            "fit+rotate+gptq+descent+distil, and fit+rotate with an imatrix.",
             metavar="CHAIN",
             show_default=False,
         ),

@@ -118,7 +118,7 @@ def _print_fits(
     terminal.stdout().print(table)
     terminal.say(
         "Memory is weights, KV cache and scratch, computed from the shapes. Quality was measured on "
-        f"{known.model} ({known.date}; {known.settings}): KL divergence from the source in nats a token, "
+        f"{known.model} ({known.dates}; {known.settings}): KL divergence from the source in nats a token, "
         "prose / code, without calibration. Other sizes lose other amounts: bitqwen eval measures yours, and "
         "a file that was converted with --receipt carries its own."
     )

@@ -26,12 +26,10 @@ class LayerEncoder(Protocol):
     Attributes:
         lost_outputs: the share of a matrix's outputs' energy that is lost, by its Hugging Face name, where
             it is known.
-        rotation: of the matrices that are stored in rotated columns.
         draft: where the file is written first, if it is then to be refined as a whole.
     """
 
     lost_outputs: dict[str, float]
-    rotation: Rotation
     draft: Path | None
 
     def layer(self, layer: int) -> Mapping[str, Encoded]:
@@ -54,11 +52,16 @@ class Calibration(Protocol):
     def settings(self) -> dict[str, str]:
         """What the file's metadata says of it."""
 
+    @property
+    def rotates(self) -> bool:
+        """Whether matrices are rotated where that helps."""
+
     def start(
         self,
         checkpoint: Checkpoint,
         config: Qwen2Config,
         plans: Mapping[str, TensorPlan],
+        rotation: Rotation,
         *,
         output: Path,
         threads: int,

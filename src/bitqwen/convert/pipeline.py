@@ -92,15 +92,21 @@ def convert(
     jobs = plan_tensors(checkpoint, config, chosen, embedding=embedding, head=head, plans=plans)
     given = {"embedding": embedding, "head": head, "kernel_hint": kernel_hint}
     settings = {name: value for name, value in given.items() if value}
+    last = head_of(jobs)
+    if calibration is not None:
+        jobs.remove(last)
+        jobs.append(last)  # what it gets to see is known after the last layer
+    multiplied = [job for job in jobs if job.spec.role == "matrix" or job is last]
+    matrices = {job.source: job.plan for job in multiplied}
+    rotation = Rotation.none()
+    if calibration is None or calibration.rotates:
+        rotation = Rotation.of(matrices, {job.source: job.spec.shape[1] for job in multiplied})
     encoder = None
     if calibration is not None:
         settings |= calibration.settings
-        last = head_of(jobs)
-        jobs.remove(last)
-        jobs.append(last)  # what it gets to see is known after the last layer
-        matrices = {job.source: job.plan for job in jobs if job.spec.role == "matrix" or job is last}
-        encoder = calibration.start(checkpoint, config, matrices, output=target, threads=threads or 0)
-    rotation = encoder.rotation if encoder else Rotation.none()
+        encoder = calibration.start(
+            checkpoint, config, matrices, rotation, output=target, threads=threads or 0
+        )
     calibrated = CalibratedMatrices(encoder)
     total = sum(4 * job.weights for job in jobs)
     name = chosen.name if plans is None else "mixed"
@@ -137,8 +143,10 @@ def convert(
 
             ready = calibrated.take(job.source)
             if ready is None:
-                weights = (importance or {}).get(job.spec.hf_name)
-                quantizer = (encoder.head() if encoder and job is jobs[-1] else None) or _quantizer(weights)
+                quantizer = encoder.head() if encoder and job is last else None
+                if quantizer is None:
+                    weights = (importance or {}).get(job.spec.hf_name)
+                    quantizer = _quantizer(weights, rotation.of_matrix(job.source))
                 tensor = _convert_tensor(checkpoint, job, writer, quantizer, threads or 0, advance)
             else:
                 tensor = _write_encoded(checkpoint, job, writer, *ready)
@@ -254,10 +262,14 @@ def _pieces(job: Job) -> Iterator[tuple[int, int | None]]:
         yield begin, min(begin + rows, shape[0])
 
 
-def _quantizer(importance: npt.NDArray[np.float32] | None) -> Quantizer:
+def _quantizer(importance: npt.NDArray[np.float32] | None, rotation: Rotation | None = None) -> Quantizer:
     statistics = None if importance is None else Statistics(importance)
+    if rotation is not None and statistics is not None:
+        statistics = rotation.statistics(statistics)
 
     def run(rows: npt.NDArray[np.float32], plan: TensorPlan, threads: int) -> Encoded:
+        if rotation is not None:
+            rows = rotation.turned(rows, threads=threads)
         return quantize(rows, plan.tensor_type, method=plan.method, statistics=statistics, threads=threads)
 
     return run

@@ -26,11 +26,13 @@ class Measured:
         kl: mean KL divergence from the source, in nats a token, by text.
         same_top: share of tokens where both find the same token likeliest, by text.
         nbytes: the file's size.
+        date: of the measurement, YYYY-MM-DD.
     """
 
     kl: dict[str, float]
     same_top: dict[str, float]
     nbytes: int
+    date: str
 
     @property
     def worst(self) -> float:
@@ -51,7 +53,6 @@ class Published:
         model: the name of the model.
         hidden_size: the model's, by which it is told from other sizes.
         layers: the same.
-        date: of the measurement, YYYY-MM-DD.
         settings: how it was measured, in words.
         schemes: by the scheme's name.
     """
@@ -59,13 +60,17 @@ class Published:
     model: str
     hidden_size: int
     layers: int
-    date: str
     settings: str
     schemes: dict[str, Measured]
 
     def is_of(self, config: Qwen2Config) -> bool:
         """Whether a model has the measured one's size."""
         return (config.hidden_size, config.layers) == (self.hidden_size, self.layers)
+
+    @property
+    def dates(self) -> str:
+        """When they were measured, in words."""
+        return ", ".join(sorted({each.date for each in self.schemes.values()}))
 
     def in_words(self, scheme: str) -> str:
         """What was measured of a scheme."""

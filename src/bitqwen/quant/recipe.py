@@ -25,7 +25,7 @@ from .vector_sweeps import Vectors, is_vector_type
 
 DEFAULT_RECIPE = "fit+rotate+gptq+descent+distil"
 # A few ten thousand tokens say little about thousands of columns: with less, sweeps learn the text by heart.
-# See docs/quality.md.
+# See docs/quantising.md.
 _DAMPING = 0.3
 ROTATE, PROPAGATE, DISTIL = "rotate", "propagate", "distil"
 _SWEPT_VALUES = 64 << 20  # of a matrix at a time; sweeps hold three times as many
@@ -163,6 +163,11 @@ class Recipe:
     def distil(self) -> int:
         """How often distillation goes through the text; 0 for none."""
         return int(dict(self.steps).get(DISTIL, 0))
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether it chooses codes by how inputs go together."""
+        return any(STEPS[name].run is not None for name, _ in self.steps)
 
     @property
     def needs_moments(self) -> bool:

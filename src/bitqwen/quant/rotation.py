@@ -78,8 +78,13 @@ class Rotation:
         return _native.rotate(rows, self.signs, back=True, threads=threads)
 
     def statistics(self, known: Statistics, *, threads: int = 0) -> Statistics:
-        """What is known of rotated inputs: their importance is the diagonal of their second moments."""
-        assert known.moments is not None
+        """What is known of rotated inputs: their importance is the diagonal of their second moments.
+
+        Where those are not known, columns are taken to be uncorrelated, and those of a block are all alike.
+        """
+        if known.moments is None:
+            blocks = known.importance.reshape(-1, BLOCK).mean(axis=1, dtype=np.float32)
+            return Statistics(np.repeat(blocks, BLOCK), None, known.samples)
         half = self.turned(known.moments, threads=threads)
         moments = self.turned(half.T, threads=threads)
         return Statistics(np.diag(moments).copy(), moments, known.samples)
