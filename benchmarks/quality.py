@@ -61,6 +61,7 @@ WANTED = {
     "Q4_K_M": 0.80,
 }
 _SENSITIVITY_TOKENS = 2048
+UNCALIBRATED = "uncalibrated"  # in place of a recipe: types chosen for the size, and no text to fit them to
 
 
 class Library:
@@ -181,7 +182,7 @@ class Comparison:
         return Budgets(
             self.checkpoint,
             self.config,
-            calibration=Calibration(recipe=self.recipe),
+            calibration=None if self.recipe == UNCALIBRATED else Calibration(recipe=self.recipe),
             sensitivity=self.sensitivity,
         )
 
@@ -220,8 +221,10 @@ class Comparison:
         first_weights = {name: each.first_weight for name, each in self.sensitivity.items()}
         return MomentsEncoder(self.checkpoint, self.moments, Recipe.parse(self.recipe), first_weights)
 
-    def calibration(self) -> Calibration | Library:
+    def calibration(self) -> Calibration | Library | None:
         """How a file is quantised: where later matrices make up for earlier errors, layer by layer anew."""
+        if self.recipe == UNCALIBRATED:
+            return None
         if not Recipe.parse(self.recipe).propagate:
             recipe = "-".join(part for part in self.recipe.split("+") if not part.startswith(DISTIL))
             return Library(self, self.work / f"matrices-{recipe}")
@@ -256,7 +259,8 @@ class Comparison:
         seconds = None
         if not path.exists():
             calibration = self.calibration()
-            seconds = timed(lambda: convert(self.neutral, path, plans=found.plans, calibration=calibration))
+            ways: dict[str, Any] = {"plans": found.plans, "importance": found.importance}
+            seconds = timed(lambda: convert(self.neutral, path, calibration=calibration, **ways))
         if path.stat().st_size > nbytes:
             raise SystemExit(f"{path}: {path.stat().st_size:,} bytes; {nbytes:,} were allowed")
         weights: dict[str, int] = {}
@@ -341,7 +345,7 @@ def main() -> None:
     parser.add_argument("--types", default=",".join(WANTED))
     parser.add_argument("--side", choices=("both", "llama.cpp", "bitqwen"), default="both")
     parser.add_argument("--tokens", type=int, default=16384, help="of the calibration text")
-    parser.add_argument("--recipe", default=DEFAULT_RECIPE)
+    parser.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"or {UNCALIBRATED}")
     parser.add_argument("--chunks", type=int, default=6)
     parser.add_argument("--text", action="append", metavar="NAME=PATH")
     parser.add_argument("--save", type=Path, default=Path("quality.json"))

@@ -37,7 +37,7 @@ def test_rows_of_the_community_table(script):
 
 
 def test_quality_beside_llama_cpp(script, capsys):
-    path = ROOT / "benchmarks/results/2026-11-29-quality.json"
+    path = ROOT / "benchmarks/results/2026-12-01-quality.json"
     script("quality").show(json.loads(path.read_text(encoding="utf-8")))
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(rows) > 15
