@@ -55,7 +55,7 @@ def by_bytes(axes: Axes, results: dict[str, Any], text: str) -> None:
         title=text, xlabel="file, MB", ylabel="KL divergence from the source, nats a token", yscale="log"
     )
     axes.margins(0.1, 0.12)
-    axes.legend(title="95 % interval")
+    axes.legend(title="95 % interval", loc="lower left")
 
 
 def sensitivity(axes: Axes, nats: dict[str, float]) -> None:
