@@ -8,8 +8,8 @@ measured, and a run goes on where another one stopped; what all files need (sens
 that two files store alike) is made once.
 
     python benchmarks/quality.py LLAMA_QUANTIZE [SOURCE] [--work FOLDER] [--types Q2_K,Q4_K_M] [--save FILE]
-        [--side llama.cpp|bitqwen|both] [--tokens 16384] [--recipe fit+rotate+gptq+descent+distil]
-        [--chunks 6] [--text NAME=PATH ...] [--keep]
+        [--side llama.cpp|bitqwen|both] [--tokens 16384] [--chunks 6]
+        [--recipe fit+rotate+gptq+descent+distil|uncalibrated] [--text NAME=PATH ...] [--keep]
     python benchmarks/quality.py --show FILE
 """
 
@@ -61,7 +61,8 @@ WANTED = {
     "Q4_K_M": 0.80,
 }
 _SENSITIVITY_TOKENS = 2048
-UNCALIBRATED = "uncalibrated"  # in place of a recipe: types chosen for the size, and no text to fit them to
+# In place of a recipe: types chosen for the size, and codes fitted to no text.
+UNCALIBRATED = "uncalibrated"
 
 
 class Library:
@@ -222,7 +223,7 @@ class Comparison:
         return MomentsEncoder(self.checkpoint, self.moments, Recipe.parse(self.recipe), first_weights)
 
     def calibration(self) -> Calibration | Library | None:
-        """How a file is quantised: where later matrices make up for earlier errors, layer by layer anew."""
+        """How a file is quantised, if by a text: layer by layer where matrices make up for earlier errors."""
         if self.recipe == UNCALIBRATED:
             return None
         if not Recipe.parse(self.recipe).propagate:
@@ -259,8 +260,15 @@ class Comparison:
         seconds = None
         if not path.exists():
             calibration = self.calibration()
-            ways: dict[str, Any] = {"plans": found.plans, "importance": found.importance}
-            seconds = timed(lambda: convert(self.neutral, path, calibration=calibration, **ways))
+            seconds = timed(
+                lambda: convert(
+                    self.neutral,
+                    path,
+                    plans=found.plans,
+                    calibration=calibration,
+                    importance=found.importance,
+                )
+            )
         if path.stat().st_size > nbytes:
             raise SystemExit(f"{path}: {path.stat().st_size:,} bytes; {nbytes:,} were allowed")
         weights: dict[str, int] = {}
