@@ -13,9 +13,8 @@
 #include "gguf/codebook.h"
 #include "gguf/dequantize.h"
 #include "half.h"
-#include "kernels/isa.h"
-#include "quant/codebook_block.h"
 #include "quant/importance.h"
+#include "quant/inner_loops.h"
 
 namespace bitqwen {
 namespace {
@@ -25,19 +24,6 @@ constexpr int kLloydRounds = 24;
 constexpr int64_t kBlocksPerSum = 64;  // sums are added in this order, whoever made them
 constexpr int64_t kScaleSamples = 512;
 constexpr int64_t kGrain = 8;  // rows
-
-FitBlock current_fit() {
-  switch (current_isa()) {
-#if defined(BITQWEN_QUANT_X86)
-    case Isa::kAvx2:
-    case Isa::kAvxVnni: return fit_block_avx2;
-    case Isa::kAvx512:
-    case Isa::kAvx512Vnni:
-    case Isa::kAvx512Vbmi: return fit_block_avx512;
-#endif
-    default: return fit_block_baseline;
-  }
-}
 
 const gguf::TypeInfo& codebook_type(gguf::TensorType type) {
   const gguf::TypeInfo& info = gguf::type_info(type);
@@ -246,7 +232,7 @@ std::vector<int8_t> fit_codebook(gguf::TensorType type, const WeightedMatrix& ma
                                  ThreadPool& pool) {
   const gguf::TypeInfo& info = codebook_type(type);
   const Blocks blocks(info, matrix);
-  const FitBlock fit_block = current_fit();
+  const FitBlock fit_block = current_loops().fit_block;
   const std::vector<int64_t> chosen = sample(blocks.count(), kSampledBlocks, seed);
   const auto count = std::ssize(chosen);
   std::vector<float> scales(chosen.size());  // of the round before; begins with the root mean square
@@ -282,7 +268,7 @@ void assign_codes(gguf::TensorType type, std::span<const int8_t> codebook, const
   const gguf::TypeInfo& info = codebook_type(type);
   gguf::check_codebook(info, codebook, "matrix");
   const Blocks blocks(info, matrix);
-  const FitBlock fit_block = current_fit();
+  const FitBlock fit_block = current_loops().fit_block;
   const Points points = points_of(info.codebook, codebook);
   const float ratio = usual_ratio(points, blocks, fit_block);
   pool.parallel_for(matrix.rows, kGrain, [&](int64_t begin, int64_t end, int) {

@@ -31,8 +31,4 @@ struct BlockCodes {
 using FitBlock = void (*)(const Points& points, const PairBlock& block, std::span<const float> starts,
                           int rounds, bool as_half, BlockCodes& out);
 
-void fit_block_baseline(const Points&, const PairBlock&, std::span<const float>, int, bool, BlockCodes&);
-void fit_block_avx2(const Points&, const PairBlock&, std::span<const float>, int, bool, BlockCodes&);
-void fit_block_avx512(const Points&, const PairBlock&, std::span<const float>, int, bool, BlockCodes&);
-
 }  // namespace bitqwen

@@ -8,27 +8,13 @@
 
 #include "errors.h"
 #include "gguf/dequantize.h"
-#include "kernels/isa.h"
 #include "quant/importance.h"
-#include "quant/row_encoder.h"
+#include "quant/inner_loops.h"
 
 namespace bitqwen {
 namespace {
 
 constexpr int64_t kGrain = 8;  // rows
-
-RowEncoder current_encoder() {
-  switch (current_isa()) {
-#if defined(BITQWEN_QUANT_X86)
-    case Isa::kAvx2:
-    case Isa::kAvxVnni: return encode_row_avx2;
-    case Isa::kAvx512:
-    case Isa::kAvx512Vnni:
-    case Isa::kAvx512Vbmi: return encode_row_avx512;
-#endif
-    default: return encode_row_baseline;
-  }
-}
 
 // Beyond this no type with float16 scales holds a value (Q6_K reaches furthest: 65504 x 128 x 32), and sums
 // of the fits could overflow.
@@ -100,7 +86,7 @@ EncodeResult encode(gguf::TensorType type, Fit fit, const float* matrix, int64_t
   }
   const std::vector<float> weights = normalised_importance(importance, cols);
   const int64_t row_bytes = cols / info.block_size * info.block_bytes;
-  const RowEncoder encode_row = current_encoder();
+  const RowEncoder encode_row = current_loops().encode_row;
   const bool float_type =
       type == gguf::TensorType::kF32 || type == gguf::TensorType::kF16 || type == gguf::TensorType::kBF16;
   std::vector<RowFacts> facts(static_cast<size_t>(rows));

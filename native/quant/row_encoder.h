@@ -19,8 +19,4 @@ struct RowTask {
 
 using RowEncoder = void (*)(gguf::TensorType type, Fit fit, const RowTask& row);
 
-void encode_row_baseline(gguf::TensorType type, Fit fit, const RowTask& row);
-void encode_row_avx2(gguf::TensorType type, Fit fit, const RowTask& row);
-void encode_row_avx512(gguf::TensorType type, Fit fit, const RowTask& row);
-
 }  // namespace bitqwen

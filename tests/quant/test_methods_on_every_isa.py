@@ -15,6 +15,7 @@ _PROGRAM = """
 import hashlib, numpy as np
 from bitqwen import _native
 from bitqwen.gguf import TensorType
+from bitqwen.quant import Recipe, Statistics
 matrix = (np.random.default_rng(1).standard_t(5, (64, 1024)) * 0.02).astype(np.float32)
 importance = np.random.default_rng(2).uniform(0.1, 9, 1024).astype(np.float32)
 digest = hashlib.sha256()
@@ -30,6 +31,14 @@ for kind in ("V2", "V2_5", "V3"):
         codes, scales = _native.assign_codes(int(TensorType[kind]), codebook, matrix, weights, 2)
         for part in (codebook, codes, scales, _native.pack_codes(int(TensorType[kind]), codes, scales)):
             digest.update(part.tobytes())
+inputs = np.random.default_rng(4).standard_normal((1500, 1024), np.float32)
+inputs[:, 1:] += inputs[:, :-1]
+moments = inputs.T @ inputs / np.float32(1500)
+recipe = Recipe.parse("fit+gptq+descent")
+for kind, fit in [("Q4_K", "mse"), ("V2", "lloyd"), ("V2_5", "lloyd"), ("V3", "lloyd")]:
+    statistics = Statistics(np.diag(moments).copy(), moments)
+    encoded = recipe.run(matrix, TensorType[kind], method=fit, statistics=statistics, threads=2)
+    digest.update(encoded.data.tobytes())
 print(digest.hexdigest(), _native.isa_name())
 """
 
