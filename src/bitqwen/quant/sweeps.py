@@ -204,27 +204,24 @@ def descend(
 
 
 def descend_blocks(error: Matrix, moments: Matrix, sweep: Sweep, *, rounds: int, enough: int) -> None:
-    """Rounds of descent over blocks of columns, which keep the error and its gradient up to date.
+    """Rounds of descent over blocks of columns, each with the errors that all others have by then.
 
     Args:
         error: E, float32 [rows, cols]; is changed.
         moments: H, float32 [cols, cols], damped.
         sweep: given a block's first column and the one after its last, its part of H, its errors and
-            their gradient, all of which but H it changes; says how many codes it has changed.
+            their gradient, both of which it changes; says how many codes it has changed.
         rounds: the most.
         enough: changes below which a round was the last.
     """
     cols = error.shape[1]
-    gradient: Matrix = error @ moments
     for _ in range(rounds):
         changed = 0
         for begin in range(0, cols, _DESCENT_COLUMNS):
             end = min(begin + _DESCENT_COLUMNS, cols)
-            before = np.ascontiguousarray(error[:, begin:end])
-            after: Matrix = before.copy()
-            slope: Matrix = np.ascontiguousarray(gradient[:, begin:end])
-            changed += sweep(begin, end, np.ascontiguousarray(moments[begin:end, begin:end]), after, slope)
-            error[:, begin:end] = after
-            gradient += (after - before) @ moments[begin:end]
+            part = np.ascontiguousarray(error[:, begin:end])
+            gradient: Matrix = error @ moments[:, begin:end]
+            changed += sweep(begin, end, np.ascontiguousarray(moments[begin:end, begin:end]), part, gradient)
+            error[:, begin:end] = part
         if changed < enough:
             break
