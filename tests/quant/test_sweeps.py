@@ -76,6 +76,26 @@ def test_feedback_is_the_textbook_s():
     assert (grid.codes == expected).mean() > 0.98
 
 
+@pytest.mark.parametrize("cols", [1, 96, 256, 700])
+def test_factors_multiply_to_the_damped_moments(cols):
+    _, moments = problem(cols=cols)
+    order = np.random.default_rng(1).permutation(cols)
+    factor = sweeps.factored(moments, 0.1, order)
+    np.testing.assert_array_equal(np.diag(factor.upper), 1.0)
+    assert not np.tril(factor.upper, -1).any()
+    exact = sweeps.damped(moments, 0.1)[np.ix_(order, order)]
+    product = factor.upper * factor.diagonal @ factor.upper.T
+    np.testing.assert_allclose(product, exact, rtol=1e-4, atol=1e-5 * exact.max())
+
+
+def test_moments_of_too_few_inputs_are_damped_more():
+    random = np.random.default_rng(0)
+    inputs = random.standard_normal((3, 512)).astype(np.float32)
+    factor = sweeps.factored(inputs.T @ inputs, 1e-12, np.arange(512))
+    assert np.isfinite(factor.upper).all()
+    assert (factor.diagonal > 0).all()
+
+
 def test_descent_finds_a_minimum_that_no_single_change_improves():
     weights, moments = problem(rows=3, cols=64, tokens=300)
     fitted = quantize(weights, TensorType.Q2_0, method="mse")

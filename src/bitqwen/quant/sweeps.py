@@ -18,6 +18,7 @@ from bitqwen import _native
 
 from .grid import Grid, Matrix
 
+_FACTOR_COLUMNS = 256
 _FEEDBACK_COLUMNS = 128
 _DESCENT_COLUMNS = 256  # whole groups of every grid
 _MOST_DAMPING = 1.0
@@ -102,21 +103,39 @@ def factored(moments: Matrix, damping: float, order: npt.NDArray[np.int64]) -> F
         damping: see :func:`damped`; more, if there is no other way.
         order: of the columns, int64 [cols].
     """
-    # Reversed, the upper triangle is a lower one, which Cholesky's method finds.
-    reverse = order[::-1]
-    flipped = moments[np.ix_(reverse, reverse)]
+    ordered = moments[np.ix_(order, order)]
     while True:
+        upper = damped(ordered, damping)
         try:
-            lower = np.linalg.cholesky(damped(flipped, damping))
+            _decompose(upper)
         except np.linalg.LinAlgError:  # float32 was too coarse for so little damping
             if damping >= _MOST_DAMPING:
                 raise
             damping = max(1e-6, damping * 4)
             continue
-        diagonal = np.diag(lower).copy()
-        lower /= diagonal
-        squares = np.square(diagonal[::-1], dtype=np.float32)
-        return Factor(order, np.ascontiguousarray(lower[::-1, ::-1]), squares)
+        diagonal = np.diag(upper).copy()
+        upper /= diagonal
+        return Factor(order, upper, np.square(diagonal))
+
+
+def _decompose(matrix: Matrix) -> None:
+    """Cholesky's method: H becomes the upper triangular R with H = R R'.
+
+    By blocks of columns from the last, so that nearly all of it is products of matrices: less than a third of
+    the time of LAPACK's, as numpy calls it.
+
+    Raises:
+        numpy.linalg.LinAlgError: H is not positive definite.
+    """
+    for end in range(len(matrix), 0, -_FACTOR_COLUMNS):
+        begin = max(0, end - _FACTOR_COLUMNS)
+        panel = matrix[:end, begin:end]
+        panel -= matrix[:end, end:] @ matrix[begin:end, end:].T
+        # Reversed, the upper triangle is a lower one, which numpy finds.
+        corner = np.linalg.cholesky(panel[begin:][::-1, ::-1])[::-1, ::-1]
+        panel[:begin] = panel[:begin] @ np.linalg.inv(corner).T
+        panel[begin:] = corner
+        matrix[end:, begin:end] = 0
 
 
 def feedback(matrix: Matrix, grid: Grid, moments: Matrix, *, damping: float, threads: int = 0) -> None:
