@@ -289,6 +289,7 @@ class Comparison:
         """A file's figures; it goes unless it is to be kept."""
         found = measured(path, self.saved, self.chunks, self.llama_quantize)
         found["quantising_seconds"] = seconds
+        found["measured"] = machine.describe()["date"]  # a document grows over several days
         if not self.keep:
             path.unlink()
         return found
@@ -320,12 +321,13 @@ def timed(run: Callable[[], object]) -> float:
 def show(document: dict[str, Any]) -> None:
     """The rows as Markdown."""
     about = document["machine"]
-    print(f"{about['cpu']}, {about['cores']} CPUs, {about['date']}\n")
+    print(f"{about['cpu']}, {about['cores']} CPUs, last of all {about['date']}\n")
     files = document["results"]["files"]
     texts = [f"KL {name}" for both in files.values() for found in both.values() for name in found["texts"]]
     columns = ["no larger than", "", "MB", *dict.fromkeys(texts), "same top", "perplexity ratio", "of theirs"]
-    print("| " + " | ".join([*columns, "wanted"]) + " |")
-    print("|---" * (len(columns) + 1) + "|")
+    columns += ["wanted", "measured"]
+    print("| " + " | ".join(columns) + " |")
+    print("|---" * len(columns) + "|")
     for name, both in files.items():
         theirs = both.get("llama.cpp")
         for side, found in both.items():
@@ -341,6 +343,7 @@ def show(document: dict[str, Any]) -> None:
             else:
                 ratios = [each["kl"] / theirs["texts"][text]["kl"] for text, each in texts.items()]
                 cells += [" / ".join(f"{ratio:.2f}" for ratio in ratios), f"{WANTED[name]:.2f}"]
+            cells.append(found.get("measured", about["date"]))
             print("| " + " | ".join(cells) + " |")
 
 
