@@ -49,7 +49,9 @@ def test_sweeps_keep_a_short_first_token_only_if_it_counts():
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0, 50.0])
-def test_moments_are_weighted_means(weight):
+def test_moments_are_weighted_means(weight, monkeypatch):
+    monkeypatch.setattr("bitqwen.calibrate.moments._ROWS", 1000)
+    monkeypatch.setattr("bitqwen.calibrate.moments._COLUMNS", 12)
     x = inputs_with_a_sink(chunks=400, cols=32)  # enough that hardly anything is shrunk
     weights = np.where(np.arange(len(x)) % CHUNK == 0, weight, 1.0)
     expected = (x.T * weights) @ x / weights.sum()

@@ -113,6 +113,24 @@ def test_a_source_writes_its_text_and_leaves_nothing(model, tmp_path, kind):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_floats_write_as_a_file_of_eight_bits(model, tmp_path, monkeypatch):
+    source, _ = model
+    floats, eight_bits = tmp_path / "f16.gguf", tmp_path / "q8_0.gguf"
+    convert(source.folder, floats, "f16")
+    convert(floats, eight_bits, "q8_0")
+    schemes = []
+
+    def noted(source, output, scheme, **options):
+        schemes.append(scheme)
+        return convert(source, output, scheme, **options)
+
+    monkeypatch.setattr(self_written, "convert", noted)
+    options = {"tokens": 64, "chunk": 64, "folder": tmp_path, "threads": 1}
+    ids = self_written.write_for(str(floats), **options)
+    np.testing.assert_array_equal(ids, self_written.write_for(str(eight_bits), **options))
+    assert schemes == ["q8_0"]
+
+
 def test_two_texts_in_turns():
     first, second = np.arange(8).reshape(4, 2), 100 + np.arange(4).reshape(2, 2)
     both = self_written.in_turns(first, second)

@@ -19,6 +19,7 @@ from bitqwen.quant.sweeps import shrunk
 from .transformer import Matrix
 
 _ROWS = 4096  # tokens multiplied at once
+_COLUMNS = 1024  # that first tokens are added to at once
 
 
 class Moments(NamedTuple):
@@ -54,8 +55,11 @@ class Moments(NamedTuple):
         """The mean of x x', a first token counting so much and others one, without chance correlations."""
         count = np.float32(first_weight)
         moments: Matrix = shrunk(self.rest, self.others) if self.others else self.rest.copy()
-        moments += count * (self.first.T @ self.first)
-        moments /= np.float32(self.others + count * len(self.first))
+        total = np.float32(self.others + count * len(self.first))
+        for begin in range(0, len(moments), _COLUMNS):
+            rows = slice(begin, begin + _COLUMNS)
+            moments[rows] += count * (self.first[:, rows].T @ self.first)
+            moments[rows] /= total
         return moments
 
 
