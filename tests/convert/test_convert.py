@@ -273,12 +273,28 @@ def test_an_older_file_stays_until_the_new_one_is_complete(tiny_checkpoint, tmp_
     assert target.read_bytes()[:4] == b"GGUF"
 
 
-def test_ctrl_c_in_the_middle_leaves_no_partial_file(tiny_checkpoint, tmp_path):
+_BY_LIBRARY = """
+import sys; from bitqwen.convert import convert
+convert(sys.argv[1], sys.argv[2], 'w4', progress=lambda p: print(p.tensor, flush=True))
+"""
+# The command tells no one of its tensors where stderr is no terminal.
+_BY_COMMAND = """
+import sys
+from bitqwen.cli.app import main
+from bitqwen.gguf import GGUFWriter
+write_parts = GGUFWriter.write_parts
+def noted(self, name, parts): print(name, flush=True); write_parts(self, name, parts)
+GGUFWriter.write_parts = noted
+sys.exit(main(["convert", sys.argv[1], "-o", sys.argv[2], "--scheme", "w4", "--no-receipt"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "number"),
+    [(_BY_LIBRARY, signal.SIGINT), (_BY_COMMAND, signal.SIGINT), (_BY_COMMAND, signal.SIGTERM)],
+)
+def test_a_signal_in_the_middle_leaves_no_partial_file(tiny_checkpoint, tmp_path, program, number):
     source = tiny_checkpoint(hidden=512, intermediate=2048, layers=24)
-    program = (
-        "import sys; from bitqwen.convert import convert\n"
-        "convert(sys.argv[1], sys.argv[2], 'w4', progress=lambda p: print(p.tensor, flush=True))"
-    )
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(source.folder), str(tmp_path / "out.gguf")],
         stdout=subprocess.PIPE,
@@ -290,8 +306,10 @@ def test_ctrl_c_in_the_middle_leaves_no_partial_file(tiny_checkpoint, tmp_path):
         if line.startswith("blk.2."):
             break
     assert any(name.endswith(".part") for name in left_over(tmp_path))
-    process.send_signal(signal.SIGINT)
-    process.communicate()
+    process.send_signal(number)
+    _, said = process.communicate()
+    assert "Traceback" not in said or program is _BY_LIBRARY
+    assert process.returncode == -number or number == signal.SIGINT
     assert process.returncode != 0
     deadline = time.monotonic() + 10
     while left_over(tmp_path) and time.monotonic() < deadline:

@@ -122,7 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     terminal.forgiving_output()
     try:
-        app(sys.argv[1:] if arguments is None else list(arguments), prog_name="bitqwen")
+        with terminal.tidy_end():
+            app(sys.argv[1:] if arguments is None else list(arguments), prog_name="bitqwen")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception as error:
