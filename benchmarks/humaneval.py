@@ -1,7 +1,7 @@
 """How many of HumanEval's 164 functions files write, beside their source: pass@1, greedy, McNemar's test.
 
 The first file is the one that the others are compared with. A file of llama.cpp's types that our engine does
-not read is first written out in f16 by llama-quantize, which changes none of its weights, and runs as that.
+not read is first written out in eight bits by llama-quantize, and runs as that.
 Every file's answers are saved when they have been judged; a run goes on where another one stopped.
 
     python benchmarks/humaneval.py SOURCE.gguf FILE.gguf ... --allow-code-execution [--save humaneval.json]
@@ -26,9 +26,9 @@ from bitqwen.measure.tasks.suite import RunOptions, Task
 
 def solve(path: Path, task: Task, llama_quantize: Path | None) -> dict[str, Any]:
     """A file's answers, judged."""
-    with runnable(path, llama_quantize) as runs:
+    with runnable(path, llama_quantize, "Q8_0") as runs:
         (result,) = run_tasks(runs, [task], RunOptions(allow_code_execution=True))
-    return {"bytes": path.stat().st_size, "as_f16": runs != path, **result.as_json()}
+    return {"bytes": path.stat().st_size, "as_q8_0": runs != path, **result.as_json()}
 
 
 def show(document: dict[str, Any]) -> None:

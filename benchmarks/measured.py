@@ -18,11 +18,16 @@ from bitqwen.measure.reference import ReferenceFile
 
 
 @contextmanager
-def runnable(path: Path, llama_quantize: Path | None) -> Iterator[Path]:
-    """A file that our engine runs: itself, or, of types that only llama.cpp reads, its weights in f16.
+def runnable(path: Path, llama_quantize: Path | None, written_as: str = "F16") -> Iterator[Path]:
+    """A file that our engine runs: itself, or, of types that only llama.cpp reads, its weights in another.
 
-    llama-quantize writes these out, which changes none of them beyond f16's own rounding: both sides are then
-    run by one engine.
+    llama-quantize writes these out, which changes none of them beyond the other type's own rounding: both
+    sides are then run by one engine.
+
+    Args:
+        path: the file.
+        llama_quantize: the program, if there is one.
+        written_as: the type; Q8_0 where many tokens are written, which takes several times as long in F16.
 
     Raises:
         UsageError: it has such types and there is no llama-quantize.
@@ -38,8 +43,8 @@ def runnable(path: Path, llama_quantize: Path | None) -> Iterator[Path]:
         yield path
         return
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        written = Path(folder) / "f16.gguf"
-        command: list[str | Path] = [llama_quantize, "--allow-requantize", path, written, "F16"]
+        written = Path(folder) / "written.gguf"
+        command: list[str | Path] = [llama_quantize, "--allow-requantize", path, written, written_as]
         subprocess.run(command, check=True, capture_output=True)
         yield written
 

@@ -35,7 +35,7 @@ inline int cheapest(const AllPoints& points, float scale, float a, float b, floa
   const Floats all = splat(folded(least, smaller));
   for (int p = 0; p < kParts; ++p) {
     const IntPart as_cheap = least.part[p] == all.part[p];
-    code.part[p] = as_cheap ? code.part[p] : FloatPart{} + AllPoints::kMost;
+    code.part[p] = as_cheap ? code.part[p] : FloatPart{} + static_cast<float>(AllPoints::kMost);
   }
   return static_cast<int>(folded(code, smaller));
 }

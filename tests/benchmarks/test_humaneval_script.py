@@ -43,7 +43,7 @@ def test_files_are_judged_and_compared_with_the_first(script, files, monkeypatch
     run(script, monkeypatch, files / "f16.gguf", files / "q8_0.gguf", *common)
     results = json.loads(save.read_text())["results"]
     assert {name: found["count"] for name, found in results.items()} == {"f16": 2, "q8_0": 2}
-    assert not any(found["as_f16"] for found in results.values())
+    assert not any(found["as_q8_0"] for found in results.values())
     assert all(found["tokens"] > 0 for found in results.values())
     capsys.readouterr()
     # A model of random weights solves nothing: give the table something to compare.
