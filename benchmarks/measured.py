@@ -27,7 +27,7 @@ def runnable(path: Path, llama_quantize: Path | None, written_as: str = "F16") -
     Args:
         path: the file.
         llama_quantize: the program, if there is one.
-        written_as: the type; Q8_0 where many tokens are written, which takes several times as long in F16.
+        written_as: the type; Q8_0 where many tokens are written, for speed.
 
     Raises:
         UsageError: it has such types and there is no llama-quantize.

@@ -51,7 +51,7 @@ def test_what_each_step_is_worth(script, capsys):
 
 
 def test_files_on_humaneval(script, capsys):
-    path = ROOT / "benchmarks/results/2026-11-29-humaneval.json"
+    path = ROOT / "benchmarks/results/2026-12-01-humaneval.json"
     script("humaneval").show(json.loads(path.read_text(encoding="utf-8")))
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(rows) > 4

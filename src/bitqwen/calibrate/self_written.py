@@ -163,7 +163,7 @@ def write_for(
 
     Args:
         source: as for :func:`bitqwen.convert.convert`; a quantised GGUF file runs as it is, weights in
-            floats as a file of eight bits, which is several times as fast.
+            floats as a file of eight bits, for speed.
         tokens: of the text; whole chunks of it are written.
         chunk: tokens that see each other.
         folder: where such a file may stand until the text is written.
