@@ -101,7 +101,7 @@ def test_a_distilled_file_has_other_norms_and_its_matrices_from_the_library(comp
 
 @pytest.fixture
 def document(comparison, rows):
-    theirs = {**rows[0], "bytes": rows[0]["bytes"] + 1}
+    theirs = {**rows[0], "bytes": rows[0]["bytes"] + 1, "measured": "2025-12-31"}
     files = {
         "Q2_K": {"llama.cpp": theirs, "bitqwen": rows[0]},
         "IQ2_M": {"llama.cpp": {**rows[1], "bytes": rows[1]["bytes"] + 5}},
@@ -116,7 +116,9 @@ def test_the_table_has_both_sides_their_ratio_and_the_wanted_one(scripts, docume
     lines = capsys.readouterr().out.splitlines()
     assert [line.count("|") for line in lines[2:]] == [lines[2].count("|")] * 5
     assert lines[4].startswith("| Q2_K | llama.cpp |")
-    assert lines[5].endswith("| 1.00 | 0.50 |")
+    assert lines[4].endswith("|  |  | 2025-12-31 |")
+    measured = document["results"]["files"]["Q2_K"]["bitqwen"]["measured"]
+    assert lines[5].endswith(f"| 1.00 | 0.50 | {measured} |")
     assert lines[6].startswith("| IQ2_M | llama.cpp |")
 
 
