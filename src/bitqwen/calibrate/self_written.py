@@ -23,14 +23,14 @@ from bitqwen.convert import convert
 from bitqwen.engine import Batch, Model, Session
 from bitqwen.generation.chat_template import ChatTemplate
 from bitqwen.generation.tokenizer import Tokenizer
+from bitqwen.gguf import FLOAT_TYPES
 
 from .calibration import Calibration
 
 _SEQUENCES = 16  # written at once
 _PAGE = 64  # positions that the KV cache gives out at once
 _SCHEME = "q8_0"  # of the file that floats are run as: no choice of words shows the difference
-_FLOATS = ("F32", "F16", "BF16")
-_A_MATRIX = "model.layers.0.mlp.down_proj.weight"
+_A_MATRIX = "blk.0.ffn_down.weight"
 # Of the likeliest tokens one is drawn by its probability: the tail, cut off, is where small models go astray.
 _TOP = 64
 
@@ -180,8 +180,9 @@ def write_for(
     """
     checkpoint = open_checkpoint(source, revision=revision, token=token, offline=offline)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".bitqwen.") as scratch:
-        if isinstance(checkpoint, GGUFCheckpoint) and checkpoint.dtype(_A_MATRIX) not in _FLOATS:
-            path = Path(checkpoint.file.path)
+        file = checkpoint.file if isinstance(checkpoint, GGUFCheckpoint) else None
+        if file is not None and file.tensors[_A_MATRIX].type not in FLOAT_TYPES:
+            path = Path(file.path)
         else:
             path = Path(scratch) / "source.gguf"
             convert(source, path, _SCHEME, threads=threads, revision=revision, token=token, offline=offline)

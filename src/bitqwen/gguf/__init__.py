@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from .reader import GGUFFile, Metadata, TensorInfo
-from .types import TensorType, TypeInfo, ValueType, codebook_name, codebook_shape, tensor_bytes, type_info
+from .types import (
+    FLOAT_TYPES,
+    TensorType,
+    TypeInfo,
+    ValueType,
+    codebook_name,
+    codebook_shape,
+    tensor_bytes,
+    type_info,
+)
 from .writer import GGUFWriter, check_disk_space
 
 __all__ = [
+    "FLOAT_TYPES",
     "GGUFFile",
     "GGUFWriter",
     "Metadata",

@@ -39,6 +39,10 @@ class TensorType(IntEnum):
     V3 = 20300
 
 
+# Types whose values are not quantised.
+FLOAT_TYPES = frozenset({TensorType.F32, TensorType.F16, TensorType.BF16})
+
+
 class ValueType(IntEnum):
     """The types of metadata values."""
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitqwen import _native
-from bitqwen.gguf import TensorType
+from bitqwen.gguf import FLOAT_TYPES
 
 from .methods import Statistics
 from .schemes import TensorPlan
@@ -24,7 +24,6 @@ Matrix = npt.NDArray[np.float32]
 
 BLOCK = 128  # columns that are mixed
 _SEED = 0
-_FLOATS = (TensorType.F32, TensorType.F16, TensorType.BF16)
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Rotation:
         names = [
             name
             for name, plan in plans.items()
-            if plan.tensor_type not in _FLOATS and cols[name] % BLOCK == 0
+            if plan.tensor_type not in FLOAT_TYPES and cols[name] % BLOCK == 0
         ]
         if not any(is_vector_type(plan.tensor_type) for plan in plans.values()):
             names = []
